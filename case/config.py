@@ -1,0 +1,262 @@
+"""Settings: every number that decides a result, under one flat, frozen dataclass.
+
+A run is described by a preset (``thumos14``, ``activitynet12``, ``activitynet13``, ``demo``: sizes of a data set)
+and a protocol (``released`` or ``corrected``: which of the released code's departures from its own formulas are
+reproduced). Both only choose defaults; every field can be set on its own. No torch here: the command line reads
+this file to answer ``--help``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from case.errors import CaseError
+
+Protocol = Literal["released", "corrected"]
+Preset = Literal["thumos14", "activitynet12", "activitynet13", "demo"]
+
+THUMOS14_CLASSES = (
+    "BaseballPitch", "BasketballDunk", "Billiards", "CleanAndJerk", "CliffDiving", "CricketBowling", "CricketShot",
+    "Diving", "FrisbeeCatch", "GolfSwing", "HammerThrow", "HighJump", "JavelinThrow", "LongJump", "PoleVault",
+    "Shotput", "SoccerPenalty", "TennisSwing", "ThrowDiscus", "VolleyballSpiking",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The method's settings. Defaults: THUMOS14, released protocol (spec: Training objective, Inference)."""
+
+    protocol: Protocol = "released"
+    """Which preset of the deviation settings was the starting point."""
+
+    # -- data ------------------------------------------------------------------------------------------------
+    num_classes: int = 20
+    """C, action classes. `case train` takes it from the data."""
+    modalities: tuple[str, ...] = ("rgb", "flow")
+    """Feature streams, in the order in which they are concatenated."""
+    fps: float = 25.0
+    """Frames per second of the video the features were made from."""
+    snippet_stride: int = 16
+    """Frames per feature row; row i covers [i * stride / fps, (i + 1) * stride / fps) seconds."""
+    num_segments: int = 750
+    """T, rows sampled per video, in training and in testing."""
+
+    # -- network ---------------------------------------------------------------------------------------------
+    hidden: int = 512
+    """H, embedding width."""
+    num_clusters: int = 16
+    """K, snippet clusters."""
+    cosine_scale: float = 10.0
+    """Factor on cosine similarities in cluster and foreground/background logits."""
+
+    # -- objective -------------------------------------------------------------------------------------------
+    topk_divisor: int = 8
+    """MIL pooling averages over k = T // topk_divisor snippets."""
+    gce_q: float = 0.7
+    """Exponent of the generalized cross entropy of the attention."""
+    ot_scale: float = 2.0
+    """Logits are multiplied by this before the optimal transport (20/10 in the released code)."""
+    ot_iters: int = 3
+    """Sinkhorn iterations."""
+    w_clu: float = 1.0
+    """Weight of the snippet clustering loss L_C; 0 turns snippet clustering off."""
+    w_cls: float = 0.3
+    """Weight of the cluster classification loss L_R; with w_clu = 0 too, the attention-only baseline remains."""
+
+    # -- optimisation ----------------------------------------------------------------------------------------
+    lr: float = 1e-4
+    """Adam learning rate."""
+    weight_decay: float = 5e-4
+    """L2 weight decay, inside Adam."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam moment coefficients."""
+    batch_size: int = 16
+    """B, videos per step."""
+    max_steps: int = 3600
+    """Training steps (300 epochs of 12 steps on THUMOS14)."""
+
+    # -- inference and evaluation ----------------------------------------------------------------------------
+    class_threshold: float = 0.25
+    """Classes whose video score reaches this are localized; if none does, the best one is."""
+    act_thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Thresholds on the fused CAS that make proposals."""
+    upsample: int = 24
+    """Factor by which the fused CAS is interpolated in time before thresholding."""
+    nms_method: Literal["decay_once", "hard", "linear", "gaussian"] = "decay_once"
+    """How overlapping proposals of one class are resolved."""
+    nms_threshold: float = 0.4
+    """IoU at which a proposal counts as a repeat."""
+    nms_sigma: float = 0.35
+    """Decay exp(-IoU^2 / sigma)."""
+    tiou: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    """IoU thresholds of the mAP."""
+
+    # -- the released code's departures from its own formulas (spec: last table), each on its own ---------------
+    prior_ranks: Literal["argsort", "true"] = "argsort"
+    """1. p_n of the rank prior: the released code uses argsort(-A) itself; `true` is the rank of n."""
+    prior_sigma: float = 10.0
+    """2. Width of the rank prior; at 10 it does nothing."""
+    outer_ratio: float = 0.15
+    """3a. lambda of the outer-inner contrast: outer length over inner length."""
+    score_weight: float = 0.2
+    """3b. gamma: weight of the video score in the proposal score."""
+    nms_length_offset: float = 1.0
+    """4. Seconds added to lengths and intersections inside NMS."""
+    keep_first_sample: bool = False
+    """5. Keep a proposal where sample 0 alone is above a threshold for its class."""
+    label_init: Literal["clusters", "classes"] = "clusters"
+    """6a. Cluster labels start at 1/K in both columns (`clusters`), or at 1/2, rows summing to 1 (`classes`)."""
+    label_momentum: float = 0.0
+    """6b. Cluster labels for inference: share of the running mean kept each step; 0 keeps the last batch's."""
+    keep_checkpoint: Literal["best-test", "last"] = "best-test"
+    """7. Which checkpoint is the run's result. best-test selects on the test set; both are always reported."""
+
+    class_names: tuple[str, ...] | None = None
+    """Class names in index order; None: THUMOS14's for 20 classes, else class_0, class_1, ..."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in index order, always num_classes of them."""
+        if self.class_names is not None:
+            return self.class_names
+        if self.num_classes == len(THUMOS14_CLASSES):
+            return THUMOS14_CLASSES
+        return tuple(f"class_{i}" for i in range(self.num_classes))
+
+    @property
+    def seconds_per_snippet(self) -> float:
+        return self.snippet_stride / self.fps
+
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "released": {},
+    "corrected": {
+        "prior_ranks": "true",
+        "prior_sigma": 0.3,
+        "outer_ratio": 0.25,
+        "score_weight": 0.2,
+        "nms_length_offset": 0.0,
+        "keep_first_sample": True,
+        "label_init": "classes",
+        "label_momentum": 0.9,
+        "keep_checkpoint": "last",
+    },
+}
+
+_ACTIVITYNET: dict[str, Any] = {
+    # Not published by the authors; after a related public configuration of the same group of methods.
+    "num_segments": 50,
+    "batch_size": 8,
+    "max_steps": 50_000,
+    "class_threshold": 0.1,
+    "nms_threshold": 0.7,
+    "gce_q": 0.5,
+    "tiou": tuple(round(0.5 + 0.05 * i, 2) for i in range(10)),
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "thumos14": {},
+    "activitynet12": {**_ACTIVITYNET, "num_classes": 100},
+    "activitynet13": {**_ACTIVITYNET, "num_classes": 200},
+    "demo": {"num_segments": 256, "lr": 1e-3, "max_steps": 200, "num_clusters": 16, "class_threshold": 0.15},
+}
+
+
+def make_settings(preset: str = "thumos14", protocol: str = "released", **overrides: Any) -> Settings:
+    """Settings of a preset under a protocol, with single fields set by name.
+
+    Lists become tuples and numbers take the field's type, so that values read from TOML or JSON fit.
+    Raises ``CaseError`` naming an unknown preset, protocol or field, or a value outside its range.
+    """
+    if preset not in PRESETS:
+        raise CaseError(f"unknown preset '{preset}'; one of: {', '.join(PRESETS)}")
+    if protocol not in PROTOCOLS:
+        raise CaseError(f"unknown protocol '{protocol}'; one of: {', '.join(PROTOCOLS)}")
+    defaults = Settings()
+    values = {"protocol": protocol, **PRESETS[preset], **PROTOCOLS[protocol], **overrides}
+    for name, value in values.items():
+        if not hasattr(defaults, name) or name in ("labels", "seconds_per_snippet"):
+            raise CaseError(f"unknown setting '{name}'; see `case train --help` for the names")
+        values[name] = _coerce(name, value, getattr(defaults, name))
+    settings = Settings(**values)
+    validate(settings)
+    return settings
+
+
+def settings_from(given: Settings | Mapping[str, Any] | Any | None) -> Settings:
+    """Settings from a ``Settings``, a mapping of field names, any dataclass with such fields, or None (defaults).
+
+    A mapping may name ``preset`` and ``protocol`` beside single fields.
+    """
+    if isinstance(given, Settings):
+        return given
+    if given is None:
+        return make_settings()
+    if dataclasses.is_dataclass(given) and not isinstance(given, type):
+        given = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+    if not isinstance(given, Mapping):
+        raise CaseError(f"settings must be a mapping or a dataclass, got {type(given).__name__}")
+    return make_settings(**given)
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    """JSON- and TOML-ready mapping from which ``make_settings`` restores the same settings (unset fields left out)."""
+    items = dataclasses.asdict(settings).items()
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in items if v is not None}
+
+
+def _coerce(name: str, value: Any, default: Any) -> Any:
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise CaseError(f"{name} must be true or false, got {value!r}")
+    elif isinstance(default, int):
+        if isinstance(value, bool) or int(value) != value:
+            raise CaseError(f"{name} must be a whole number, got {value!r}")
+        value = int(value)
+    elif isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise CaseError(f"{name} must be a number, got {value!r}")
+        value = float(value)
+    return value
+
+
+def validate(settings: Settings) -> None:
+    """Raise ``CaseError`` naming the first field outside its range."""
+    s = settings
+    positive = ("num_classes", "fps", "snippet_stride", "num_segments", "hidden", "num_clusters", "topk_divisor",
+                "batch_size", "upsample", "prior_sigma", "nms_sigma", "ot_scale", "cosine_scale", "lr")  # fmt: skip
+    for name in positive:
+        if not getattr(s, name) > 0:
+            raise CaseError(f"{name} must be greater than 0, got {getattr(s, name)!r}")
+    for name in ("ot_iters", "max_steps", "w_clu", "w_cls", "weight_decay", "nms_length_offset", "outer_ratio"):
+        if not getattr(s, name) >= 0:
+            raise CaseError(f"{name} must not be negative, got {getattr(s, name)!r}")
+    if not 0 < s.gce_q <= 1:
+        raise CaseError(f"gce_q must lie in (0, 1], got {s.gce_q!r}")
+    if not 0 <= s.label_momentum < 1:
+        raise CaseError(f"label_momentum must lie in [0, 1), got {s.label_momentum!r}")
+    if not s.modalities:
+        raise CaseError("modalities must name at least one feature stream, got none")
+    if len(set(s.modalities)) != len(s.modalities):
+        raise CaseError(f"modalities must differ from one another, got {s.modalities!r}")
+    if s.class_names is not None and len(s.class_names) != s.num_classes:
+        raise CaseError(f"class_names must hold num_classes = {s.num_classes} names, got {len(s.class_names)}")
+    for name in ("protocol", "prior_ranks", "nms_method", "label_init", "keep_checkpoint"):
+        if getattr(s, name) not in _CHOICES[name]:
+            raise CaseError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {getattr(s, name)!r}")
+    if not s.tiou or not all(0 < t <= 1 for t in s.tiou):
+        raise CaseError(f"tiou must hold thresholds in (0, 1], got {s.tiou!r}")
+
+
+_CHOICES = {
+    "protocol": tuple(PROTOCOLS),
+    "prior_ranks": ("argsort", "true"),
+    "nms_method": ("decay_once", "hard", "linear", "gaussian"),
+    "label_init": ("clusters", "classes"),
+    "keep_checkpoint": ("best-test", "last"),
+}

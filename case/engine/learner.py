@@ -1,0 +1,70 @@
+"""One training step and the state it carries: weights, Adam moments, cluster labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from case.config import Settings
+from case.model import CASE
+from case.objective import Losses, initial_cluster_labels, training_losses
+
+
+class Learner:
+    """The network with its optimizer and cluster labels.
+
+    ``labels`` (K, 2) is R of the last step, which sets the next step's prior; ``inference_labels`` (K, 2) is what
+    testing uses: the same, or its running mean where ``label_momentum`` asks for one.
+    """
+
+    def __init__(self, widths: Sequence[int], settings: Settings, device: torch.device | str = "cpu") -> None:
+        self.settings = settings
+        self.model = CASE(widths, settings).to(device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        self.labels = initial_cluster_labels(settings, torch.device(device))
+        self.inference_labels = self.labels
+        self.steps = 0
+
+    def step(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
+        """One update on B videos: rows (L, width) per modality, index (B, T) into them, labels (B, C)."""
+        self.model.train()
+        heads = self.model(rows)
+        losses = training_losses(heads, index, labels, self.labels, self.settings)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.labels = losses.cluster_labels
+        keep = self.settings.label_momentum if self.steps > 0 else 0.0
+        self.inference_labels = keep * self.inference_labels + (1 - keep) * self.labels
+        self.steps += 1
+        return losses
+
+    def state(self) -> dict[str, Any]:
+        """Everything a bit-equal continuation needs, as tensors on the CPU under flat names, and the step count."""
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam/{key}/{name}"] = value
+        tensors["labels"], tensors["inference_labels"] = self.labels, self.inference_labels
+        return {"steps": self.steps, "tensors": {k: v.detach().cpu().contiguous() for k, v in tensors.items()}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what ``state`` gave. Raises ``RuntimeError``, as torch does, where weights do not fit."""
+        tensors: dict[str, Tensor] = state["tensors"]
+        weights = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+        self.model.load_state_dict(weights)
+        for name, parameter in self.model.named_parameters():
+            suffix = "/" + name
+            moments = {k.split("/")[1]: v for k, v in tensors.items() if k.startswith("adam/") and k.endswith(suffix)}
+            self.optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in moments.items()
+            }
+        self.labels = tensors["labels"].to(self.labels.device, copy=True)
+        self.inference_labels = tensors["inference_labels"].to(self.labels.device, copy=True)
+        self.steps = int(state["steps"])

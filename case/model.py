@@ -1,0 +1,82 @@
+"""The network (spec: Network): per modality, class activations, attention and cluster logits of each snippet.
+
+Every layer is pointwise in time, so the network sees rows, not videos: each distinct snippet once, as (L, width)
+matrices, whatever the number of samples drawn from them. What training and testing need at sampled positions is
+gathered afterwards, and only what is narrow (see ``objective``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from case.config import Settings
+from case.ops import cosine_logits
+
+
+class Heads(NamedTuple):
+    """Outputs at L rows, stacked over M modalities.
+
+    cas (M, L, C) class logits; embedding (M, L, H) >= 0; attention (M, L) in (0, 1); cluster_logits (M, L, K) in
+    [-cosine_scale, cosine_scale].
+    """
+
+    cas: Tensor
+    embedding: Tensor
+    attention: Tensor
+    cluster_logits: Tensor
+
+
+class Branch(nn.Module):
+    """One modality: CAS = W2 relu(W1 x + b1) + b2, E = relu(Wb x + bb), A = sigmoid(wa . E + ba), S = 10 cos(E, P)."""
+
+    def __init__(self, width: int, num_classes: int, num_clusters: int, hidden: int, cosine_scale: float) -> None:
+        super().__init__()
+        self.cas_hidden = nn.Linear(width, hidden)
+        self.cas = nn.Linear(hidden, num_classes)
+        self.base = nn.Linear(width, hidden)
+        self.attention = nn.Linear(hidden, 1)
+        self.prototypes = nn.Parameter(nn.Linear(hidden, num_clusters, bias=False).weight.detach().clone())
+        self.cosine_scale = cosine_scale
+
+    def forward(self, rows: Tensor) -> Heads:
+        with torch.no_grad():
+            # The prototypes are replaced by their unit vectors before every pass, outside the gradient: no gradient
+            # flows through this normalisation, hence unit_y below.
+            self.prototypes.copy_(normalize(self.prototypes, dim=-1))
+        embedding = self.base(rows).relu()
+        return Heads(
+            cas=self.cas(self.cas_hidden(rows).relu()),
+            embedding=embedding,
+            attention=self.attention(embedding).squeeze(-1).sigmoid(),
+            cluster_logits=cosine_logits(embedding, self.prototypes, scale=self.cosine_scale, unit_y=True),
+        )
+
+
+class CASE(nn.Module):
+    """One ``Branch`` per modality. Weights start as torch's defaults for linear layers, as in the released code.
+
+    Args:
+        widths: feature width of each modality.
+        settings: num_classes, num_clusters, hidden, cosine_scale and the modalities' names are read.
+    """
+
+    def __init__(self, widths: Sequence[int], settings: Settings) -> None:
+        super().__init__()
+        if len(widths) != len(settings.modalities):
+            raise ValueError(f"widths must hold one width for each of {settings.modalities}, got {tuple(widths)}")
+        sizes = (settings.num_classes, settings.num_clusters, settings.hidden, settings.cosine_scale)
+        self.branches = nn.ModuleDict({m: Branch(w, *sizes) for m, w in zip(settings.modalities, widths, strict=True)})
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(branch.base.in_features for branch in self.branches.values())  # type: ignore[union-attr, misc]
+
+    def forward(self, rows: Sequence[Tensor]) -> Heads:
+        """rows: one (L, width) matrix per modality, all of the same L."""
+        parts = [branch(x) for branch, x in zip(self.branches.values(), rows, strict=True)]
+        return Heads(*(torch.stack(part) for part in zip(*parts, strict=True)))

@@ -1,0 +1,104 @@
+"""Training losses (spec: Training objective): video classification, attention, and the two clustering losses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from case.config import Settings
+from case.model import Heads
+from case.ops import clustering_losses, generalized_cross_entropy, soft_cross_entropy, topk_pool
+
+
+class Losses(NamedTuple):
+    """total = video + attention + w_clu scc + w_cls ccc, scalars; cluster_labels (K, 2): R of this batch."""
+
+    total: Tensor
+    video: Tensor
+    attention: Tensor
+    scc: Tensor
+    ccc: Tensor
+    cluster_labels: Tensor
+
+
+def initial_cluster_labels(settings: Settings, device: torch.device | None = None) -> Tensor:
+    """R (K, 2) before the first step: 1/K in both columns as released, or 1/2 (rows summing to 1)."""
+    share = 1 / settings.num_clusters if settings.label_init == "clusters" else 1 / 2
+    return torch.full((settings.num_clusters, 2), share, device=device)
+
+
+def uses_clusters(settings: Settings) -> bool:
+    """False for the attention-only baseline (both clustering weights 0), which has no cluster labels to speak of."""
+    return settings.w_clu > 0 or settings.w_cls > 0
+
+
+def fuse(cas: Tensor, attention: Tensor, cluster_foreground: Tensor | None = None) -> Tensor:
+    """F: the mean over modalities of softmax(CAS), averaged with every attention (and cluster foreground) curve.
+
+    cas (M, ..., T, C), attention and cluster_foreground (M, ..., T) -> (..., T, C).
+    """
+    curves = attention if cluster_foreground is None else torch.cat([attention, cluster_foreground])
+    total = cas.softmax(-1).mean(0) + curves.sum(0).unsqueeze(-1)
+    return total / (1 + curves.shape[0])
+
+
+def pseudo_labels(indices: Tensor, labels: Tensor, segments: int) -> Tensor:
+    """g (B, T): 1 at the top-k positions (B, k, C) of any class present in labels (B, C), else 0."""
+    hits = torch.zeros(indices.shape[0], segments, indices.shape[2], device=indices.device)
+    hits.scatter_(1, indices, 1.0)
+    return (hits * (labels > 0).unsqueeze(1)).amax(-1)
+
+
+def training_losses(heads: Heads, index: Tensor, labels: Tensor, cluster_labels: Tensor, settings: Settings) -> Losses:
+    """Losses of one batch.
+
+    Args:
+        heads: the network's outputs at L distinct rows.
+        index: (B, T) int64, the row behind each sample.
+        labels: (B, C) video labels, 0 or 1.
+        cluster_labels: (K, 2), R of the previous step.
+
+    Returns:
+        ``Losses``; with both clustering weights 0, the attention-only baseline, whose clustering losses are 0 and
+        whose cluster labels are those given.
+    """
+    batch, segments = index.shape
+    cas, attention = heads.cas[:, index], heads.attention[:, index]
+
+    # 1. Video classification on the top-k snippets of each class.
+    selector = fuse(cas.detach(), attention.detach())
+    k = max(1, segments // settings.topk_divisor)
+    pooled, indices = topk_pool(selector.expand_as(cas), cas, k, return_indices=True)
+    target = labels / labels.sum(1, keepdim=True) + 1e-10
+    video = soft_cross_entropy(pooled, target.expand_as(pooled))
+
+    # 2. Attention against the pseudo-labels that the same top-k gives.
+    foreground = pseudo_labels(indices[0], labels, segments)
+    g = foreground.expand_as(attention)
+    q = settings.gce_q
+    per_video = generalized_cross_entropy(attention, g, q=q, reduction="none")
+    per_video = per_video + generalized_cross_entropy(1 - attention, 1 - g, q=q, reduction="none")
+    attending = per_video.sum() / batch
+
+    # 3., 4. Snippet clustering and cluster classification, on all snippets of the batch as one set.
+    total = video + attending
+    if not uses_clusters(settings):
+        zero = torch.zeros_like(video)
+        return Losses(total, video, attending, zero, zero, cluster_labels)
+    scc, ccc, new_labels = clustering_losses(
+        heads.cluster_logits,
+        heads.embedding,
+        heads.attention.detach().mean(0),
+        foreground.flatten(),
+        cluster_labels,
+        index=index.flatten(),
+        sigma=settings.prior_sigma,
+        ranks=settings.prior_ranks,
+        ot_scale=settings.ot_scale,
+        cosine_scale=settings.cosine_scale,
+        n_iters=settings.ot_iters,
+    )
+    total = total + settings.w_clu * scc + settings.w_cls * ccc
+    return Losses(total, video, attending, scc, ccc, new_labels)

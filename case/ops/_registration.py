@@ -1,0 +1,105 @@
+"""Registration with ``torch.library``: schema, fake kernel and autograd for each op, in one place.
+
+In eager mode a public op calls its implementation directly, and plain-torch implementations are differentiated by
+autograd as they stand. Under ``torch.compile`` the registered op ``torch.ops.case.<name>`` is called, an opaque node
+whose gradient is a second op, ``<name>_backward``, that differentiates the reference again from the saved inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from case.ops import _backend
+
+_library = torch.library.Library("case", "DEF")
+
+
+def register(
+    name: str,
+    arguments: str,
+    returns: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    differentiable: tuple[str, ...] = (),
+) -> None:
+    """Define ``case::name(arguments) -> returns``; ``differentiable`` names the Tensor arguments with a gradient.
+
+    ``reference`` and ``fake`` take the arguments in schema order; the first argument is a Tensor and decides the device.
+    """
+    _backend.add(name, "reference", "any", reference)
+    op = f"case::{name}"
+    _library.define(f"{name}({arguments}) -> {returns}")
+
+    def forward(*args: Any) -> Any:
+        return _backend.select(name, args[0].device)(*args)
+
+    _library.impl(name, forward, "CompositeExplicitAutograd")
+    torch.library.register_fake(op, fake, lib=_library)
+    if differentiable:
+        _register_gradient(name, arguments, reference, differentiable)
+
+
+def call(name: str, *args: Any) -> Any:
+    """Run op ``name``: the registered op while compiling, its implementation under the current backend otherwise."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.case, name)(*args)
+    return _backend.select(name, args[0].device)(*args)
+
+
+def _register_gradient(
+    name: str, arguments: str, reference: Callable[..., Any], differentiable: tuple[str, ...]
+) -> None:
+    names = [part.split()[1].split("=")[0] for part in arguments.split(",")]
+    positions = [names.index(wanted) for wanted in differentiable]
+    _library.define(f"{name}_backward(Tensor[] grads, bool[] needed, {arguments}) -> Tensor[]")
+
+    def backward(grads: list[Tensor], needed: list[bool], *args: Any) -> list[Tensor]:
+        inputs = list(args)
+        leaves = []
+        with torch.enable_grad():
+            for position, wanted in zip(positions, needed, strict=True):
+                if wanted:
+                    inputs[position] = inputs[position].detach().requires_grad_()
+                    leaves.append(inputs[position])
+            outputs = _floating(reference(*inputs))
+        reached = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        found = torch.autograd.grad([o for o, _ in reached], leaves, [g for _, g in reached], materialize_grads=True)
+        return [g.contiguous() for g in found]
+
+    def backward_fake(grads: list[Tensor], needed: list[bool], *args: Any) -> list[Tensor]:
+        wanted = [args[p] for p, n in zip(positions, needed, strict=True) if n]
+        return [x.new_empty(x.shape) for x in wanted]
+
+    _library.impl(f"{name}_backward", backward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"case::{name}_backward", backward_fake, lib=_library)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.tensors = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.tensors))
+        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+
+    def autograd_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        args = list(ctx.others)
+        for i, x in zip(ctx.tensors, ctx.saved_tensors, strict=True):
+            args[i] = x
+        needed = [ctx.needs_input_grad[p] for p in positions]
+        result: list[Tensor | None] = [None] * len(args)
+        if any(needed):
+            op = getattr(torch.ops.case, f"{name}_backward")
+            found = iter(op([g for g in grads if g is not None and g.is_floating_point()], needed, *args))
+            for position, wanted in zip(positions, needed, strict=True):
+                if wanted:
+                    result[position] = next(found)
+        return tuple(result)
+
+    torch.library.register_autograd(f"case::{name}", autograd_backward, setup_context=setup_context, lib=_library)
+
+
+def _floating(outputs: Any) -> list[Tensor]:
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [o for o in outputs if o.is_floating_point()]

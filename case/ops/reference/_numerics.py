@@ -1,0 +1,21 @@
+"""Small numerical helpers of the reference ops."""
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """float64 stays float64 (gradcheck); everything else is computed in float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def logsumexp(x: Tensor, dim: int) -> Tensor:
+    """log sum exp over ``dim``; -inf with zero gradient (not NaN) where a slice is empty or all -inf."""
+    if x.shape[dim] == 0:
+        return x.sum(dim) - torch.inf
+    peak = x.detach().amax(dim, keepdim=True)
+    peak = torch.where(peak.isfinite(), peak, torch.zeros_like(peak))
+    total = (x - peak).exp().sum(dim)
+    some = total > 0
+    log_total = torch.where(some, total, torch.ones_like(total)).log() + peak.squeeze(dim)
+    return log_total.masked_fill(~some, -torch.inf)

@@ -1,0 +1,69 @@
+"""Cross entropies, and the clustering losses L_C and L_R as the chain of the other ops (spec: SCC, CCC)."""
+
+import torch
+from torch import Tensor
+
+from case.ops.reference._numerics import accumulation_dtype
+from case.ops.reference.cosine import cosine_logits
+from case.ops.reference.prototypes import prototypes
+from case.ops.reference.sinkhorn import sinkhorn
+
+EPS = 1e-7  # the released code's guard in the generalized cross entropy
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    dtype = accumulation_dtype(logits)
+    # 0 * -inf would be NaN: a class of zero target adds nothing whatever its logit.
+    targets = targets.to(dtype)
+    terms = targets * logits.to(dtype).log_softmax(-1).masked_fill(targets == 0, 0)
+    return -terms.sum(-1)
+
+
+def generalized_cross_entropy(p: Tensor, target: Tensor, q: float) -> Tensor:
+    dtype = accumulation_dtype(p)
+    target = target.to(dtype)
+    loss = (1 - (p.to(dtype) + EPS) ** q) / q
+    return (target * loss).sum(-1) / (target.sum(-1) + EPS)
+
+
+def clustering_losses(
+    logits: Tensor,
+    embeddings: Tensor,
+    attention: Tensor,
+    foreground: Tensor,
+    cluster_labels: Tensor,
+    index: Tensor | None,
+    sigma: float,
+    ranks: str,
+    ot_scale: float,
+    cosine_scale: float,
+    n_iters: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(L_C, L_R, R) from M modalities at distinct rows; ``index`` maps each of the N samples to its row.
+
+    Only (M, N, K) and narrower is ever gathered to the N samples: prototypes are sums over distinct rows with the
+    weights of their repeats added up.
+    """
+    dtype = accumulation_dtype(logits)
+    rows = logits.shape[-2]
+    if index is None:
+        index = torch.arange(rows, device=logits.device)
+    sampled = logits.to(dtype)[:, index]
+    with torch.no_grad():
+        q = sinkhorn(
+            sampled.mean(0), None, attention.to(dtype)[index], 1 - cluster_labels[:, 0].to(dtype), sigma, ranks,
+            None, None, None, ot_scale, n_iters, None,
+        )  # fmt: skip
+        fg = foreground.to(dtype)
+        columns = torch.cat([q, fg.unsqueeze(1), (1 - fg).unsqueeze(1)], dim=1)
+        weights = torch.zeros(rows, columns.shape[1], dtype=dtype, device=q.device).index_add_(0, index, columns)
+        beta = torch.stack([fg.mean(), 1 - fg.mean()])
+    scc = soft_cross_entropy(sampled, q).mean(1).sum()
+
+    z = prototypes(embeddings.to(dtype), weights, "l2")
+    k = q.shape[1]
+    u = cosine_logits(z[:, :k], z[:, k:], cosine_scale, False)
+    with torch.no_grad():
+        labels = sinkhorn(u.mean(0), None, None, None, 1.0, ranks, None, beta, None, ot_scale, n_iters, None)
+    ccc = soft_cross_entropy(u, labels).mean(1).sum()
+    return scc, ccc, labels

@@ -1,0 +1,61 @@
+"""Proposals: runs of the upsampled CAS above each threshold, scored by outer-inner contrast (spec: Inference 2, 3)."""
+
+import torch
+from torch import Tensor
+
+
+def upsample(cas: Tensor, factor: int) -> Tensor:
+    """Linear interpolation of (..., T, C) at i / factor, i < factor * T, extrapolated past the last row; float64."""
+    cas = cas.double()
+    t = cas.shape[-2]
+    if t < 2:
+        return cas.repeat_interleave(factor, dim=-2)
+    at = torch.arange(factor * t, device=cas.device, dtype=torch.float64) / factor
+    low = at.floor().long().clamp(max=t - 2)
+    left, right = cas[..., low, :], cas[..., low + 1, :]
+    return left + (right - left) * (at - low)[:, None]
+
+
+def propose(
+    cas: Tensor,
+    thresholds: Tensor,
+    upsampling: int,
+    outer_ratio: float,
+    score_weight: float,
+    video_scores: Tensor,
+    class_mask: Tensor,
+    seconds_per_row: Tensor,
+    keep_first_sample: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(segments, scores, classes, video, threshold index), by video, threshold, class, start.
+
+    Arguments as ``case.ops.propose`` gives them: cas (V, T, C), all others with their leading V.
+    """
+    video, label = class_mask.nonzero(as_tuple=True)
+    signal = upsample(cas, upsampling).transpose(1, 2)[video, label]  # (P, S): one row a kept (video, class)
+    before = torch.nn.functional.pad(signal.cumsum(1), (1, 0))  # prefix sums: [i, j) sums to before[j] - before[i]
+    samples = signal.shape[1]
+    found = []
+    for number, threshold in enumerate(thresholds.double().unbind()):
+        above = (signal >= threshold) & (signal > 0)
+        if not keep_first_sample:
+            # The released code asks `any(indices)`, false where index 0 stands alone.
+            above[:, 0] &= above[:, 1:].any(1)
+        edges = torch.nn.functional.pad(above, (1, 1)).diff(dim=1)
+        row, first = (edges & ~torch.nn.functional.pad(above, (1, 0))).nonzero(as_tuple=True)
+        last = (edges & torch.nn.functional.pad(above, (1, 0))).nonzero(as_tuple=True)[1] - 1
+        length = last - first + 1
+        margin = outer_ratio * length
+        left = (first - margin).to(torch.long).clamp(min=0)
+        right = (last + margin).to(torch.long).clamp(max=samples - 1)
+        inner = (before[row, last + 1] - before[row, first]) / length
+        outer_count = (first - left) + (right - last)
+        outer_sum = before[row, first] - before[row, left] + before[row, right + 1] - before[row, last + 1]
+        outer = torch.where(outer_count > 0, outer_sum / outer_count.clamp(min=1), torch.zeros_like(outer_sum))
+        score = inner - outer + score_weight * video_scores.double()[video[row], label[row]]
+        step = seconds_per_row.double()[video[row]] / upsampling
+        segment = torch.stack([first * step, (last + 1) * step], dim=1)
+        found.append((segment, score, label[row], video[row], torch.full_like(row, number)))
+    segments, scores, classes, videos, numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
+    order = videos.argsort(stable=True)
+    return segments[order], scores[order], classes[order], videos[order], numbers[order]
