@@ -9,8 +9,11 @@ this file to answer ``--help``.
 from __future__ import annotations
 
 import dataclasses
+import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from case.errors import CaseError
@@ -131,6 +134,42 @@ class Settings:
         return self.snippet_stride / self.fps
 
 
+@dataclass(frozen=True)
+class TrainConfig(Settings):
+    """A training run: the method's settings and how the run itself goes. Saved with the run as ``config.toml``."""
+
+    # -- run -------------------------------------------------------------------------------------------------
+    preset: Preset = "thumos14"
+    """Which data set's settings to start from."""
+    data: Path | None = None
+    """Data folder: features/, gt.json, split_train.txt, split_test.txt, dataset.json."""
+    output: Path = Path("runs/case")
+    """Folder for checkpoints, metrics, detections and pictures."""
+    config: Path | None = None
+    """TOML file with settings by field name; flags win over it."""
+    resume: bool = False
+    """Go on from the last checkpoint in --output, with its settings; flags win over them."""
+    seed: int = 0
+    """Decides initial weights, batches and samples."""
+    eval_every: int = 50
+    """Steps between evaluations on the test split; 0: only at the end."""
+    log_every: int = 10
+    """Steps between entries in metrics.jsonl and TensorBoard."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
+    threads: int = 0
+    """CPU threads; 0: torch's default."""
+    pictures: int = 8
+    """Test videos to draw as timelines at the end."""
+    allow_pickle: bool = False
+    """Accept pickled feature files, which can run code of whoever made them."""
+
+    @property
+    def settings(self) -> Settings:
+        """The method's settings alone."""
+        return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
+
+
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "released": {},
     "corrected": {
@@ -203,9 +242,50 @@ def settings_from(given: Settings | Mapping[str, Any] | Any | None) -> Settings:
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
-    """JSON- and TOML-ready mapping from which ``make_settings`` restores the same settings (unset fields left out)."""
+    """JSON- and TOML-ready mapping from which the same settings can be made again (unset fields left out)."""
     items = dataclasses.asdict(settings).items()
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in items if v is not None}
+    return {name: _plain(value) for name, value in items if value is not None}
+
+
+def to_toml(settings: Settings) -> str:
+    """``to_dict`` as TOML: JSON's strings, numbers, booleans and flat lists are TOML's too."""
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in to_dict(settings).items())
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Fields named in a TOML file. Raises ``CaseError`` when it is missing, ill-formed or names an unknown field."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CaseError(f"{path}: config file not found; check the path") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CaseError(f"{path}: cannot read it as TOML: {error}") from error
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    for name in values:
+        if name not in known:
+            raise CaseError(f"{path}: unknown setting '{name}'; see `case train --help` for the names")
+    return values
+
+
+def make_train_config(values: Mapping[str, Any]) -> TrainConfig:
+    """A ``TrainConfig`` from fields by name; ``preset`` and ``protocol`` among them choose the other defaults."""
+    run_fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    method = {f.name for f in dataclasses.fields(Settings)}
+    given = {k: v for k, v in values.items() if k in method or k == "preset"}
+    settings = make_settings(**given)
+    run = {k: v for k, v in values.items() if k in run_fields and k not in method}
+    for name in ("data", "output", "config"):
+        if run.get(name) is not None:
+            run[name] = Path(run[name])
+    defaults = TrainConfig()
+    run = {k: _coerce(k, v, getattr(defaults, k)) for k, v in run.items()}
+    return TrainConfig(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings)}, **run)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def _coerce(name: str, value: Any, default: Any) -> Any:

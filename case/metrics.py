@@ -100,6 +100,25 @@ def mean_ap(
     return MeanAP(tuple(tiou), tuple(class_names[c] for c in classes), ap)
 
 
+def truth_instances(truth: GroundTruth, ids: Mapping[str, int], subset: str | None) -> Instances:
+    """The annotations of a subset (None: all) as arrays, videos numbered by ``ids``.
+
+    Raises ``CaseError`` when there are none.
+    """
+    wanted = [v for v, t in truth.videos.items() if subset is None or t.subset == subset]
+    if not any(len(truth.videos[v].labels) for v in wanted):
+        subsets = ", ".join(sorted({t.subset for t in truth.videos.values()}))
+        raise CaseError(f"the ground truth has no annotation in subset '{subset}'; its subsets: {subsets}")
+    known = [truth.videos[v] for v in wanted]
+    counts = [len(t.labels) for t in known]
+    return Instances(
+        video=np.repeat([ids[v] for v in wanted], counts),
+        label=np.concatenate([t.labels for t in known]),
+        segment=np.concatenate([t.segments for t in known]),
+        score=np.zeros(sum(counts)),
+    )
+
+
 def evaluate(
     truth: GroundTruth,
     results: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -112,23 +131,14 @@ def evaluate(
     Detections in videos outside the subset are false positives, as in the ActivityNet evaluator. Raises ``CaseError``
     for a subset without annotations and for labels that the ground truth lacks.
     """
+    ids = {video: i for i, video in enumerate(dict.fromkeys([*truth.videos, *results]))}
+    labelled = truth_instances(truth, ids, subset)
     names = {name: i for i, name in enumerate(truth.classes)}
-    ids = {video: i for i, video in enumerate([*truth.videos, *(v for v in results if v not in truth.videos)])}
-    wanted = [v for v, t in truth.videos.items() if subset is None or t.subset == subset]
-    if not any(len(truth.videos[v].labels) for v in wanted):
-        subsets = ", ".join(sorted({t.subset for t in truth.videos.values()}))
-        raise CaseError(f"the ground truth has no annotation in subset '{subset}'; its subsets: {subsets}")
     unknown = sorted({str(d["label"]) for rows in results.values() for d in rows if d["label"] not in names})
     if unknown:
         raise CaseError(
             f"detections have labels that the ground truth lacks: {', '.join(unknown)}; rename or drop them"
         )
-    labelled = Instances(
-        video=np.concatenate([np.full(len(truth.videos[v].labels), ids[v]) for v in wanted]),
-        label=np.concatenate([truth.videos[v].labels for v in wanted]),
-        segment=np.concatenate([truth.videos[v].segments.reshape(-1, 2) for v in wanted]),
-        score=np.zeros(sum(len(truth.videos[v].labels) for v in wanted)),
-    )
     flat = [(ids[v], names[d["label"]], d["score"], *d["segment"]) for v, rows in results.items() for d in rows]
     table = np.asarray(flat, dtype=np.float64).reshape(-1, 5)
     found = Instances(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 3:], table[:, 2])
@@ -141,33 +151,33 @@ def _of_class(instances: Instances, label: int) -> Instances:
 
 
 def _match(truth: Instances, found: Instances, order: Ints, thresholds: Floats) -> NDArray[np.bool_]:
-    """(thresholds, predictions in ``order``): which predictions claim a ground truth."""
-    by_video: dict[int, Ints] = {int(v): np.flatnonzero(truth.video == v) for v in np.unique(truth.video)}
-    claimed = np.zeros((len(thresholds), len(truth.segment)), dtype=bool)
+    """(thresholds, predictions in ``order``): which predictions claim a ground truth.
+
+    A claim concerns one video only, so videos are settled one after another.
+    """
     hit = np.zeros((len(thresholds), len(order)), dtype=bool)
-    for position, prediction in enumerate(order):
-        candidates = by_video.get(int(found.video[prediction]))
-        if candidates is None:
-            continue
-        iou = _iou(found.segment[prediction], truth.segment[candidates])
-        if iou.max() < thresholds.min():
-            continue
-        # Equal IoUs (a prediction that holds two instances of one length) go in the order of a reversed heapsort: the
-        # published evaluator's own reversed argsort leaves it undefined, this reproduces its published figures, and
-        # it is the same on every machine, which numpy's default sort is not.
-        ranked = np.argsort(iou, kind="heapsort")[::-1]
-        for level, threshold in enumerate(thresholds):
-            for c in ranked:
-                if iou[c] < threshold:
-                    break
-                if not claimed[level, candidates[c]]:
-                    claimed[level, candidates[c]] = True
-                    hit[level, position] = True
-                    break
+    video = found.video[order]
+    for v in np.unique(truth.video):
+        positions = np.flatnonzero(video == v)
+        instances = truth.segment[truth.video == v]
+        claimed = np.zeros((len(thresholds), len(instances)), dtype=bool)
+        overlaps = _iou(found.segment[order[positions]], instances)
+        for row in np.flatnonzero(overlaps.max(1, initial=0.0) >= thresholds.min()):
+            iou = overlaps[row]
+            # Equal IoUs (a prediction that holds two instances of one length) go in the order of a reversed heapsort:
+            # the published evaluator's own reversed argsort leaves it undefined, this reproduces its published
+            # figures, and it is the same on every machine, which numpy's default sort is not.
+            ranked = [int(i) for i in np.argsort(iou, kind="heapsort")[::-1] if iou[i] >= thresholds.min()]
+            for level, threshold in enumerate(thresholds):
+                claim = next((i for i in ranked if iou[i] >= threshold and not claimed[level, i]), None)
+                if claim is not None:
+                    claimed[level, claim] = True
+                    hit[level, positions[row]] = True
     return hit
 
 
-def _iou(segment: Floats, others: Floats) -> Floats:
-    inter = np.maximum(0.0, np.minimum(segment[1], others[:, 1]) - np.maximum(segment[0], others[:, 0]))
-    union = (others[:, 1] - others[:, 0]) + (segment[1] - segment[0]) - inter
+def _iou(a: Floats, b: Floats) -> Floats:
+    """(P, 2) and (G, 2) segments -> (P, G), 0 where the union is empty."""
+    inter = np.maximum(0.0, np.minimum(a[:, None, 1], b[:, 1]) - np.maximum(a[:, None, 0], b[:, 0]))
+    union = (b[:, 1] - b[:, 0]) + (a[:, None, 1] - a[:, None, 0]) - inter
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)

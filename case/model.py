@@ -44,17 +44,26 @@ class Branch(nn.Module):
         self.cosine_scale = cosine_scale
 
     def forward(self, rows: Tensor) -> Heads:
-        with torch.no_grad():
-            # The prototypes are replaced by their unit vectors before every pass, outside the gradient: no gradient
-            # flows through this normalisation, hence unit_y below.
-            self.prototypes.copy_(normalize(self.prototypes, dim=-1))
         embedding = self.base(rows).relu()
         return Heads(
             cas=self.cas(self.cas_hidden(rows).relu()),
             embedding=embedding,
             attention=self.attention(embedding).squeeze(-1).sigmoid(),
-            cluster_logits=cosine_logits(embedding, self.prototypes, scale=self.cosine_scale, unit_y=True),
+            cluster_logits=cosine_logits(embedding, self._unit_prototypes(), scale=self.cosine_scale, unit_y=True),
         )
+
+    def _unit_prototypes(self) -> Tensor:
+        """P with rows of length 1. No gradient flows through this normalisation (hence ``unit_y``).
+
+        In training the parameter itself is replaced, as in the released code. In evaluation it is left alone: a second
+        normalisation moves the last bit, and whether a run was evaluated must not change its training.
+        """
+        with torch.no_grad():
+            unit = normalize(self.prototypes, dim=-1)
+            if not self.training:
+                return unit
+            self.prototypes.copy_(unit)
+        return self.prototypes
 
 
 class CASE(nn.Module):

@@ -28,6 +28,13 @@ def floating(op: str, name: str, value: object, dims: int | None = None, *, at_l
         raise ValueError(f"{op}: {name} must have at least {at_least} dimensions, got shape {show(value.shape)}")
 
 
+def kind(op: str, name: str, value: object, dtype: torch.dtype, convert: str) -> None:
+    """``value`` is a tensor of ``dtype`` (bool or int64); ``convert`` names the method that makes it one."""
+    if not isinstance(value, Tensor) or value.dtype != dtype:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{op}: {name} must be a tensor of {dtype}, got {got}; convert it with {convert}()")
+
+
 def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(f"{op}: {name} is on {value.device} but {other_name} on {other.device}; move one of them")

@@ -36,7 +36,9 @@ def register(
     _library.define(f"{name}({arguments}) -> {returns}")
 
     def forward(*args: Any) -> Any:
-        return _backend.select(name, args[0].device)(*args)
+        # The fake kernels promise contiguous results; plain torch lets strides follow those of the inputs.
+        result = _backend.select(name, args[0].device)(*args)
+        return result.contiguous() if isinstance(result, Tensor) else tuple(part.contiguous() for part in result)
 
     _library.impl(name, forward, "CompositeExplicitAutograd")
     torch.library.register_fake(op, fake, lib=_library)

@@ -120,8 +120,7 @@ def clustering_losses(
     if index is None:
         check.shape(op, "foreground", foreground, (rows,), "to match logits without index")
     else:
-        if index.dtype != torch.int64:
-            raise TypeError(f"{op}: index must be int64, got {index.dtype}; convert it with .long()")
+        check.kind(op, "index", index, torch.int64, ".long")
         check.shape(op, "index", index, tuple(foreground.shape), "to match foreground")
         check.same_device(op, "index", index, "logits", logits)
     others = {"embeddings": embeddings, "attention": attention, "foreground": foreground, "cluster_labels": cluster_labels}

@@ -144,9 +144,7 @@ def _run(
     for name, value in (("segments", segments), ("scores", scores)):
         if value.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{op}: {name} must be float32 or float64, got {value.dtype}; convert it with .float()")
-    if not isinstance(groups, Tensor) or groups.dtype != torch.int64:
-        got = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
-        raise TypeError(f"{op}: groups must be an int64 tensor, got {got}; convert it with .long()")
+    check.kind(op, "groups", groups, torch.int64, ".long")
     check.shape(op, "groups", groups, (n,), "to match segments")
     check.same_device(op, "scores", scores, "segments", segments)
     check.same_device(op, "groups", groups, "segments", segments)

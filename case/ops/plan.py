@@ -38,7 +38,8 @@ class Plan(NamedTuple):
 
     def dense(self) -> Tensor:
         """Q (..., N, K) in the dtype of the logits."""
-        log_m = log_matrix(self.logits, *split_prior(self.prior), self.mask, self.scale)
+        mask = expand_mask(self.mask, self.logits)
+        log_m = log_matrix(self.logits, *split_prior(self.prior), mask, self.scale)
         return (log_m + self.u.unsqueeze(-1) + self.v.unsqueeze(-2)).exp().to(self.logits.dtype)
 
 

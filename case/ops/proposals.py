@@ -69,8 +69,7 @@ def propose(
     check.same_device(op, "video_scores", video_scores, "cas", cas)
     if class_mask is None:
         class_mask = torch.ones(videos, classes, dtype=torch.bool, device=cas.device)
-    if class_mask.dtype != torch.bool:
-        raise TypeError(f"{op}: class_mask must be a bool tensor, got {class_mask.dtype}; convert it with .bool()")
+    check.kind(op, "class_mask", class_mask, torch.bool, ".bool")
     check.shape(op, "class_mask", class_mask, (videos, classes), "to match cas")
     check.same_device(op, "class_mask", class_mask, "cas", cas)
     thresholds = torch.as_tensor(thresholds, dtype=torch.float64, device=cas.device)

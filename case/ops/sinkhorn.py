@@ -161,8 +161,7 @@ def _arguments(
             marginal = check.broadcast(op, name, marginal, (*lead, length), "to match logits")
         marginals.append(marginal)
     if mask is not None:
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{op}: mask must be a bool tensor, got {mask.dtype}; convert it with .bool()")
+        check.kind(op, "mask", mask, torch.bool, ".bool")
         check.same_device(op, "mask", mask, "logits", logits)
         try:
             mask = expand_mask(mask, logits)

@@ -1,15 +1,20 @@
 """Scaled cosine similarity and its softmax (spec: cluster logits S, and U in CCC)."""
 
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from case.ops.reference._numerics import accumulation_dtype
 
+EPS = 1e-12  # what torch's normalize guards a zero row with
+
 
 def _cosine(x: Tensor, y: Tensor, scale: float, unit_y: bool) -> Tensor:
     dtype = accumulation_dtype(x)
-    y = y.to(dtype) if unit_y else normalize(y.to(dtype), dim=-1)
-    return scale * (normalize(x.to(dtype), dim=-1) @ y.transpose(-1, -2))
+    x = x.to(dtype)
+    y = y.to(dtype) if unit_y else normalize(y.to(dtype), dim=-1, eps=EPS)
+    # Dividing the (M, P) products by |x| rather than x itself spares passes over the wide matrix, forward and backward.
+    return (x @ y.transpose(-1, -2)) * (scale / vector_norm(x, dim=-1, keepdim=True).clamp_min(EPS))
 
 
 def cosine_logits(x: Tensor, y: Tensor, scale: float, unit_y: bool) -> Tensor:

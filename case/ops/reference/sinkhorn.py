@@ -6,8 +6,9 @@ With L = scale * logits + log prior (-inf where masked), row marginal r and colu
     a_n =         - log sum_k exp(L_nk + v_k)            then rows
 
 and the plan divided by its row marginal is Q_nk = exp(L_nk + a_n + v_k), whose rows sum to 1. Only ratios within r
-and within c matter: a constant factor on either is undone by the next row step. The start is a = 0, as in the
-released code: at three iterations a per-row shift of the logits changes the result.
+and within c matter: a constant factor on either is undone by the next row step. The start is M itself, as in the
+released code: the first column step has a_n + log r_n = 0, and at three iterations a per-row shift of the logits
+changes the result.
 """
 
 import torch
@@ -93,7 +94,7 @@ def potentials(
     v = log_m.new_zeros(log_m.shape[:-2] + (k,))
     done = torch.zeros(log_m.shape[:-2] + (1,), dtype=torch.bool, device=log_m.device)
     for iteration in range(n_iters):
-        column = logsumexp(log_rm + a.unsqueeze(-1), -2)
+        column = logsumexp(log_m if iteration == 0 else log_rm + a.unsqueeze(-1), -2)
         if group is not None:
             column = GroupLogSumExp.apply(column, group)
         target = torch.zeros_like(column) if log_c is None else log_c.expand_as(column)

@@ -1,0 +1,46 @@
+# Every target is complete from a bare clone: Python 3.11+, a C++ compiler and a package index are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*)
+
+.PHONY: help venv test demo bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make venv    create $(VENV) with everything pinned in constraints.txt, and case itself, editable"
+	@echo "make test    lint, types and tests"
+	@echo "make demo    train, evaluate and draw on embedded data"
+	@echo "make bench   benchmarks of every op and of training and evaluation"
+	@echo "make clean   remove what was built and $(VENV)"
+	@echo "PYTHON=python3.12 chooses the interpreter; CASE_BUILD_CUDA=0 builds without nvcc; see setup.py for the rest"
+
+# The build tools are installed first and used without isolation, so that they are pinned as well and torch stays out.
+$(VENV)/.deps: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "case needs Python 3.11 or newer, got " + sys.version.split()[0] + "; make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel pybind11 cmake ninja
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.deps $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[test]'
+	@touch $@
+
+venv: $(VENV)/.installed
+
+test: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests --color=no
+
+demo: venv
+	$(BIN)/case demo
+
+bench: venv
+	$(BIN)/python -m pytest benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info case/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find case kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

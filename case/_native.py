@@ -1,0 +1,59 @@
+"""Which native parts are there, and if one is not, why. Imports neither torch nor Triton.
+
+``CASE_NATIVE=0`` in the environment (read at the first call) hides the native module, to run or test without it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+from typing import NamedTuple
+
+
+class _Loaded(NamedTuple):
+    module: ModuleType | None
+    reason: str | None
+
+
+@functools.cache
+def _load() -> _Loaded:
+    if os.environ.get("CASE_NATIVE") == "0":
+        return _Loaded(None, "switched off by CASE_NATIVE=0 in the environment")
+    try:
+        return _Loaded(importlib.import_module("case._C"), None)
+    except ModuleNotFoundError as error:
+        if error.name != "case._C":
+            raise
+        return _Loaded(None, "case._C was not built; install again with a C++ compiler and CASE_BUILD_NATIVE unset")
+    except ImportError as error:
+        detail = " ".join(str(error).split())
+        return _Loaded(None, f"case._C does not load ({detail}); install case again on this machine")
+
+
+def load() -> ModuleType | None:
+    """The module ``case._C``, or None where it is absent; tried once, then remembered. ``reason()`` says why."""
+    return _load().module
+
+
+def reason() -> str | None:
+    """One line on why ``load()`` returned None; None if the module is there."""
+    return _load().reason
+
+
+def has_cuda() -> bool:
+    """Whether the native module was built with its CUDA half. Says nothing about a GPU being present."""
+    module = load()
+    return module is not None and hasattr(module, "iou_cuda")
+
+
+@functools.cache
+def triton_reason() -> str | None:
+    """One line on why Triton cannot be imported; None if it can. Looks for it without importing it."""
+    try:
+        found = importlib.util.find_spec("triton") is not None
+    except ValueError:  # sys.modules["triton"] is None, or a stand-in without a spec.
+        found = False
+    return None if found else "triton is not installed; pip install triton (Linux x86_64)"

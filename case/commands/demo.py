@@ -1,0 +1,72 @@
+"""``case demo``: the whole tour on synthetic data, ending in a table of the baseline against CASE."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from case import console
+from case.commands._flags import parse
+from case.commands.train import configure
+from case.data import DEMO, write
+from case.errors import CaseError
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    output: Path = Path("demo")
+    """Folder for the data and both runs; an earlier demo there is replaced."""
+    max_steps: int = 200
+    """Training steps of each run."""
+    seed: int = 0
+
+
+def run(argv: Sequence[str]) -> int:
+    config = parse(
+        DemoConfig, argv, command="demo",
+        description="Make synthetic data, train the attention-only baseline and CASE on it, compare and draw.",
+    )  # fmt: skip
+    data, runs = config.output / "data", {"baseline": config.output / "baseline", "CASE": config.output / "case"}
+    _clear(config.output)
+    console.note(f"1/3 synthetic data: {DEMO.num_train} training and {DEMO.num_test} test videos, {data}")
+    write(DEMO, data)
+
+    from case.engine.finish import finish_run
+    from case.engine.train import Interrupted, open_run, run_training
+    from case.report import ap_rows
+
+    scores = {}
+    for number, (name, output) in enumerate(runs.items(), start=2):
+        weights = {"w_clu": 0.0, "w_cls": 0.0} if name == "baseline" else {}
+        console.note(f"{number}/3 {name}{' (attention only)' if weights else ''}, {config.max_steps} steps")
+        training = open_run(
+            configure(
+                {
+                    "preset": "demo", "protocol": "corrected", "data": data, "output": output, "seed": config.seed,
+                    "max_steps": config.max_steps, "pictures": 4, **weights,
+                }
+            )
+        )  # fmt: skip
+        try:
+            run_training(training)
+        except Interrupted:
+            console.note(f"stopped at step {training.learner.steps}; start over with: case demo")
+            return 130
+        scores[name] = finish_run(training)["last"].score.mean_ap
+    titles = {"baseline": "attention only", "CASE": "CASE"}
+    console.table("mAP on synthetic test videos, %", *ap_rows({titles[name]: score for name, score in scores.items()}))
+    console.note(f"pictures: {runs['CASE'] / 'timelines'}; report: {runs['CASE'] / 'report.md'}")
+    console.note(f"next: case train --data {data} --preset demo --protocol released --output {config.output / 'released'}")
+    return 0
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier demo, and nothing that is not one."""
+    if not folder.exists():
+        return
+    strangers = {p.name for p in folder.iterdir()} - {"data", "baseline", "case", "released"}
+    if strangers:
+        raise CaseError(f"{folder} holds something that no demo wrote ({sorted(strangers)[0]}); give another --output")
+    shutil.rmtree(folder)

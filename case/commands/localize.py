@@ -1,0 +1,46 @@
+"""``case localize``: feature files in, detections JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from case import console
+from case.commands._flags import parse
+from case.data import save_json
+from case.errors import CaseError
+
+
+@dataclass(frozen=True)
+class LocalizeConfig:
+    checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
+    """Run folder or checkpoint."""
+    features: Path | None = None
+    """Folder that holds one folder of .npy files per stream (rgb/, flow/); a data folder's features/test, say."""
+    output: Path = Path("detections.json")
+    """Detections in ActivityNet form."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ..."""
+    allow_pickle: bool = False
+    """Accept pickled feature files, which can run code of whoever made them."""
+
+
+def run(argv: Sequence[str]) -> int:
+    config = parse(
+        LocalizeConfig, argv, command="localize",
+        description="Localize actions in every video of a feature folder with a trained checkpoint. No labels needed.",
+    )  # fmt: skip
+    if config.checkpoint is None or config.features is None:
+        raise CaseError("give a run folder or checkpoint, and --features DIR; for example: case localize RUN --features DIR")
+    from case.engine.resolve import open_checkpoint
+
+    opened = open_checkpoint(config.checkpoint, device=config.device)
+    localized = opened.localize_features(config.features, allow_pickle=config.allow_pickle)
+    save_json(config.output, localized.results(opened.settings))
+    count = localized.detections.score.numel()
+    console.note(f"wrote {config.output}: {count} detections in {len(localized.videos)} videos")
+    return 0

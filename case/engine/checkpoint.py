@@ -1,0 +1,86 @@
+"""Checkpoints: one safetensors file each, tensors and a JSON description, written whole or not at all.
+
+Loading one never executes code. The description holds the step, the settings, the feature widths and the metrics, so
+that a checkpoint can be used without the run it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from case.config import Settings, settings_from, to_dict
+from case.data import atomic_write
+from case.engine.learner import Learner
+from case.errors import CaseError
+from case.model import CASE
+
+FORMAT = "case-checkpoint-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint in memory: settings, feature widths, step count, tensors, and what the run noted beside them."""
+
+    settings: Settings
+    widths: tuple[int, ...]
+    steps: int
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any]
+
+    def model(self, device: torch.device | str = "cpu") -> CASE:
+        """The network with these weights."""
+        model = CASE(self.widths, self.settings)
+        model.load_state_dict({k.removeprefix("model/"): v for k, v in self.tensors.items() if k.startswith("model/")})
+        return model.to(device)
+
+    def learner(self, settings: Settings, device: torch.device | str = "cpu") -> Learner:
+        """A learner that goes on from here, under ``settings``."""
+        learner = Learner(self.widths, settings, device)
+        learner.load({"steps": self.steps, "tensors": self.tensors})
+        return learner
+
+    @property
+    def cluster_labels(self) -> Tensor:
+        """R (K, 2) for inference."""
+        return self.tensors["inference_labels"]
+
+
+def save_checkpoint(path: Path, learner: Learner, notes: dict[str, Any]) -> None:
+    """Write the learner's state and ``notes`` (JSON values). Raises ``CaseError`` where the disk refuses."""
+    state = learner.state()
+    description = {
+        "format": FORMAT,
+        "settings": to_dict(learner.settings),
+        "widths": list(learner.model.widths),
+        "steps": state["steps"],
+        "notes": notes,
+    }
+    atomic_write(path, save(state["tensors"], metadata={"case": json.dumps(description)}))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises ``CaseError`` in one line: missing, truncated, corrupt, or no checkpoint of ours."""
+    if not path.is_file():
+        raise CaseError(f"{path}: checkpoint not found; check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        description = json.loads(metadata.get("case", "{}"))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise CaseError(
+            f"{path}: checkpoint is truncated or corrupt ({detail}); use an earlier one or train again"
+        ) from error
+    if description.get("format") != FORMAT:
+        raise CaseError(f"{path}: not a checkpoint of case (format {description.get('format')!r}, not {FORMAT!r})")
+    settings = settings_from(description["settings"])
+    return Checkpoint(settings, tuple(description["widths"]), description["steps"], tensors, description["notes"])

@@ -1,0 +1,84 @@
+"""The evaluation loop: a split's features to detections, video scores and mAP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from case.config import Settings
+from case.data import GroundTruth
+from case.engine.store import ResidentSplit, uniform_positions
+from case.inference import Activations, Detections, activate, localize, to_results, video_accuracy
+from case.metrics import Instances, MeanAP, mean_ap, truth_instances
+from case.model import CASE
+
+# Videos at a time: bounds memory (the upsampled activations of a video and class are 144 kB at T = 750).
+CHUNK = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Localized:
+    """What the network says of a split's videos; ``detections.video`` counts ``videos``."""
+
+    videos: tuple[str, ...]
+    activations: Activations
+    detections: Detections
+
+    def results(self, settings: Settings) -> dict[str, Any]:
+        """Detections in ActivityNet form."""
+        return to_results(self.detections, list(self.videos), settings.labels)
+
+    @property
+    def scores(self) -> dict[str, list[float]]:
+        """(C,) class scores of each video."""
+        return dict(zip(self.videos, self.activations.video_scores.tolist(), strict=True))
+
+
+@torch.inference_mode()
+def localize_split(
+    model: CASE,
+    cluster_labels: Tensor,
+    split: ResidentSplit,
+    settings: Settings,
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> Localized:
+    """Localize in every video of a split, ``CHUNK`` videos at a time; ``progress`` is called with videos done."""
+    model.eval()
+    parts: list[Activations] = []
+    found: list[Detections] = []
+    everyone = torch.arange(len(split.videos), device=split.offsets.device)
+    for videos in everyone.split(CHUNK):
+        lengths = split.lengths[videos]
+        rows, index = split.distinct(videos, uniform_positions(lengths, settings.num_segments))
+        activations = activate(model(rows), index, cluster_labels, settings)
+        detections = localize(activations, lengths, settings)
+        parts.append(Activations(*(part.cpu() for part in activations)))
+        moved = Detections(*(column.cpu() for column in detections))
+        found.append(moved._replace(video=moved.video + int(videos[0])))
+        if progress is not None:
+            progress(int(videos[-1]) + 1)
+    activations = Activations(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    detections = Detections(*(torch.cat(column) for column in zip(*found, strict=True)))
+    return Localized(split.videos, activations, detections)
+
+
+@dataclass(frozen=True)
+class Score:
+    """mAP and video-level accuracy of a localized split."""
+
+    mean_ap: MeanAP
+    video_accuracy: float
+
+
+def score_split(localized: Localized, labels: Tensor, truth: GroundTruth, subset: str, settings: Settings) -> Score:
+    """mAP against the annotations of ``subset``, and the share of videos whose classes are all right."""
+    ids = {video: i for i, video in enumerate(dict.fromkeys([*localized.videos, *truth.videos]))}
+    video, label, score, segment = (column.numpy() for column in localized.detections)
+    found = Instances(video, label, segment, score)
+    mean = mean_ap(truth_instances(truth, ids, subset), found, truth.classes, settings.tiou)
+    return Score(mean, video_accuracy(localized.activations.kept, labels.cpu()))

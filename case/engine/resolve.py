@@ -1,0 +1,107 @@
+"""From a path to a network that can localize: run folders, checkpoints, and the data they are asked about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from case import console
+from case.config import Settings
+from case.data import FeatureFolder, LoadedSplit, load_split, open_folder
+from case.data.layout import Split
+from case.data.unlabelled import load_features
+from case.engine.checkpoint import Checkpoint, load_checkpoint
+from case.engine.evaluate import Localized, Score, localize_split, score_split
+from case.engine.store import ResidentSplit
+from case.engine.train import BEST, LAST, pick_device
+from case.errors import CaseError
+from case.model import CASE
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A checkpoint ready to localize."""
+
+    path: Path
+    checkpoint: Checkpoint
+    model: CASE
+    device: torch.device
+
+    @property
+    def settings(self) -> Settings:
+        return self.checkpoint.settings
+
+    def localize_features(self, folder: Path, *, allow_pickle: bool = False) -> Localized:
+        """Localize in every video of a folder of features (see ``case.data.unlabelled``)."""
+        with console.progress(1, "read", unit="folder") as bar:
+            split = load_features(
+                folder, self.settings.modalities, num_classes=self.settings.num_classes, allow_pickle=allow_pickle
+            )
+            bar.advance(1)
+        return self._localize(split, str(folder))
+
+    def localize_data(self, data: Path | None, split: Split) -> tuple[Localized, FeatureFolder, LoadedSplit]:
+        """Localize in a split of a data folder (None: the folder of training)."""
+        path = data if data is not None else Path(self.checkpoint.notes["config"]["data"])
+        s = self.settings
+        folder = open_folder(path, fps=s.fps, snippet_stride=s.snippet_stride, modalities=s.modalities)
+        if tuple(folder.classes) != s.labels:
+            raise CaseError(f"{path} has other classes than {self.path} was trained on; compare gt.json and dataset.json")
+        loaded = load_split(folder, split)
+        return self._localize(loaded, str(path)), folder, loaded
+
+    def score(
+        self,
+        localized: Localized,
+        folder: FeatureFolder,
+        split: LoadedSplit,
+        *,
+        tiou: tuple[float, ...],
+        subset: str | None = None,
+    ) -> Score:
+        """mAP of a localized split against its folder's annotations."""
+        settings = replace(self.settings, tiou=tiou)
+        labels = torch.from_numpy(split.labels)
+        return score_split(localized, labels, folder.ground_truth, subset or folder.test_subset, settings)
+
+    def _localize(self, split: LoadedSplit, where: str) -> Localized:
+        for note in split.notes:
+            console.warn(note)
+        widths = tuple(f.shape[1] for f in split.features)
+        if widths != self.checkpoint.widths:
+            raise CaseError(
+                f"{where}: features of width {widths} ({', '.join(self.settings.modalities)}), but {self.path} "
+                f"was trained on {self.checkpoint.widths}; extract them the same way"
+            )
+        resident = ResidentSplit.from_loaded(split, self.device)
+        labels = self.checkpoint.cluster_labels.to(self.device)
+        with console.progress(len(split.videos), "localize", unit="video") as bar:
+            done = 0
+
+            def advance(videos: int) -> None:
+                nonlocal done
+                bar.advance(videos - done)
+                done = videos
+
+            return localize_split(self.model, labels, resident, self.settings, progress=advance)
+
+
+def open_checkpoint(path: Path, *, device: str = "auto") -> Opened:
+    """A checkpoint file, or the kept checkpoint of a run folder (``keep_checkpoint``: best on test, or last)."""
+    if not path.exists():
+        raise CaseError(f"{path}: no such run folder or checkpoint; check the path")
+    file = kept_checkpoint(path) if path.is_dir() else path
+    checkpoint = load_checkpoint(file)
+    where = pick_device(device)
+    return Opened(file, checkpoint, checkpoint.model(where), where)
+
+
+def kept_checkpoint(run: Path) -> Path:
+    """The file of a run folder that its ``keep_checkpoint`` setting means."""
+    last = run / LAST
+    if not last.exists():
+        raise CaseError(f"{run}: no {LAST} in this folder; give a run folder or a checkpoint")
+    keep = load_checkpoint(last).settings.keep_checkpoint
+    return run / BEST if keep == "best-test" and (run / BEST).exists() else last

@@ -1,0 +1,217 @@
+"""The training loop: from a data folder and a configuration to a run folder that holds everything about it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+
+from case import console
+from case.config import TrainConfig, to_dict, to_toml
+from case.data import FeatureFolder, LoadedSplit, atomic_write, load_split, open_folder
+from case.engine.checkpoint import load_checkpoint, save_checkpoint
+from case.engine.evaluate import Localized, Score, localize_split, score_split
+from case.engine.learner import Learner
+from case.engine.runlog import RunLog
+from case.engine.store import ResidentSplit, batch_videos, random_positions, step_generator
+from case.errors import CaseError
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal after a step; the run can be resumed."""
+
+
+@dataclass(eq=False)
+class TrainingRun:
+    """A run in progress: its data on the device, its learner and what it has found so far."""
+
+    config: TrainConfig
+    folder: FeatureFolder
+    train: ResidentSplit
+    test: ResidentSplit
+    learner: Learner
+    best: dict[str, Any] = field(default_factory=dict)
+    """Step and mAP of the best evaluation on the test split."""
+
+    def save(self, name: str, score: Score | None) -> None:
+        """Write a checkpoint with the run's configuration, best evaluation, and the score of these very weights."""
+        notes = {
+            "config": to_dict(self.config),
+            "best": self.best,
+            "score": None if score is None else _score_entry(score),
+        }
+        save_checkpoint(self.config.output / name, self.learner, notes)
+
+
+def open_run(config: TrainConfig) -> TrainingRun:
+    """Read all data and, when resuming, the last checkpoint; nothing is written before all of it has proved usable."""
+    if config.data is None:
+        raise CaseError("no data folder given; use --data DIR, or `case synth DIR` to make one")
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    last = config.output / LAST
+    if config.resume and not last.exists():
+        raise CaseError(f"{last}: no checkpoint to resume from; leave --resume out to start a new run")
+    if not config.resume and last.exists():
+        raise CaseError(f"{config.output} already holds a run; give another --output, or --resume to go on with it")
+    folder = open_folder(
+        config.data, fps=config.fps, snippet_stride=config.snippet_stride, modalities=config.modalities,
+        allow_pickle=config.allow_pickle,
+    )  # fmt: skip
+    if tuple(folder.classes) != config.labels:
+        raise CaseError(f"the settings name {len(config.labels)} classes but {config.data} has {len(folder.classes)}")
+    splits = {name: _load(folder, name) for name in ("train", "test")}
+    for note in folder.notes:
+        console.warn(note)
+    resident = {name: ResidentSplit.from_loaded(split, device) for name, split in splits.items()}
+    best: dict[str, Any] = {}
+    if config.resume:
+        checkpoint = load_checkpoint(last)
+        if checkpoint.widths != folder.widths:
+            raise CaseError(f"{config.data} has features of width {folder.widths}, {last} was trained on {checkpoint.widths}")
+        learner = checkpoint.learner(config.settings, device)
+        best = checkpoint.notes["best"]
+    else:
+        torch.manual_seed(config.seed)
+        learner = Learner(folder.widths, config.settings, device)
+    return TrainingRun(config, folder, resident["train"], resident["test"], learner, best)
+
+
+def run_training(run: TrainingRun) -> None:
+    """Train to ``max_steps`` with evaluations on the way; checkpoints after each, at the end and on a signal.
+
+    Raises ``Interrupted`` after SIGINT or SIGTERM, with the last checkpoint saved.
+    """
+    config, learner = run.config, run.learner
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaseError(f"cannot make the folder {config.output}: {error.strerror}") from error
+    atomic_write(config.output / "config.toml", to_toml(config).encode())
+    log = RunLog(config.output, step=learner.steps)
+    try:
+        with _signals() as stopped, console.progress(config.max_steps, "train", done=learner.steps) as bar:
+            started = time.perf_counter()
+            first = learner.steps
+            score: Score | None = None
+            while learner.steps < config.max_steps and not stopped:
+                losses = _step(run)
+                shown: dict[str, float] = {}
+                step = learner.steps
+                if step % config.log_every == 0 or step == config.max_steps:
+                    shown = {name: value.item() for name, value in losses._asdict().items() if value.dim() == 0}
+                    _require_finite(shown["total"], step)
+                    pace = (time.perf_counter() - started) / (step - first)
+                    log.write("train", step, **shown, seconds_per_step=pace)
+                    bar.advance(0, loss=shown["total"])
+                score = None
+                if step == config.max_steps or (config.eval_every and step % config.eval_every == 0):
+                    score = _evaluate(run, log)
+                    bar.advance(0, mAP=score.mean_ap.mean)
+                bar.advance(1)
+            if score is None and learner.steps > first:
+                run.save(LAST, None)  # with a score it has just been saved
+            if stopped and learner.steps < config.max_steps:
+                raise Interrupted
+    finally:
+        log.close()
+
+
+def evaluate_run(run: TrainingRun) -> tuple[Localized, Score]:
+    """Localize and score the test split with the run's present weights."""
+    localized = localize_split(
+        run.learner.model, run.learner.inference_labels, run.test, run.config.settings
+    )
+    subset = run.folder.test_subset
+    return localized, score_split(localized, run.test.labels, run.folder.ground_truth, subset, run.config.settings)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto``: CUDA where there is one. Raises ``CaseError`` where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CaseError(f"device must be auto, cpu or cuda, got '{name}'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CaseError(f"device '{name}' asked for but this torch finds no CUDA device; use --device cpu")
+    return device
+
+
+def _load(folder: FeatureFolder, name: str) -> LoadedSplit:
+    videos = folder.split(name)
+    with console.progress(len(videos), f"read {name}", unit="video") as bar:
+        return load_split(folder, name, progress=lambda done, total: bar.advance(1))
+
+
+def _step(run: TrainingRun) -> Any:
+    """One update on the videos and samples that the seed and the step number decide."""
+    seed, number = run.config.seed, run.learner.steps
+    device = run.train.offsets.device
+    videos = batch_videos(len(run.train.videos), run.config.batch_size, seed, number).to(device)
+    positions = random_positions(run.train.lengths[videos], run.config.num_segments, step_generator(seed, number))
+    rows, index = run.train.distinct(videos, positions)
+    return run.learner.step(rows, index, run.train.labels[videos])
+
+
+def _evaluate(run: TrainingRun, log: RunLog) -> Score:
+    started = time.perf_counter()
+    _, score = evaluate_run(run)
+    step = run.learner.steps
+    log.write("eval", step, **_score_entry(score), seconds=time.perf_counter() - started)
+    if score.mean_ap.mean > run.best.get("mAP", -1.0):
+        run.best = {"step": step, "mAP": score.mean_ap.mean}
+        run.save(BEST, score)
+    run.save(LAST, score)
+    return score
+
+
+def _score_entry(score: Score) -> dict[str, Any]:
+    return {
+        "mAP": score.mean_ap.mean,
+        "video_accuracy": score.video_accuracy,
+        "tiou": list(score.mean_ap.tiou),
+        "ap_per_tiou": score.mean_ap.per_tiou.tolist(),
+    }
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise CaseError(f"the loss is {loss} at step {step}; lower --lr, or look at the features (`case data check`)")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that fills when SIGINT or SIGTERM arrives, so that the step in progress ends first; a second one is not held."""
+    caught: list[int] = []
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        console.note("stopping after this step; once more to stop at once")
+
+    try:
+        for number in before:
+            signal.signal(number, catch)
+    except ValueError:
+        pass  # not in the main thread: signals are somebody else's
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is catch:
+                signal.signal(number, handler)
+

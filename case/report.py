@@ -1,0 +1,128 @@
+"""A run's summary: tables of mAP, and ``report.md`` with settings, results and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from case.config import Settings
+from case.data.files import PathLike, atomic_write
+from case.metrics import MeanAP
+
+Table = tuple[list[str], list[list[str]]]
+"""Column names, and rows of as many cells."""
+
+AVERAGES = {"0.1:0.5": (0.1, 0.2, 0.3, 0.4, 0.5), "0.1:0.7": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}
+"""The averages that THUMOS14 results are published with, by the thresholds they are over."""
+
+_NO_SETTING = ("config", "output", "resume")
+"""Fields that say where a run's files are, not what was computed."""
+
+
+def ap_rows(results: Mapping[str, MeanAP]) -> Table:
+    """mAP in % at each IoU threshold and its averages, one row per named result.
+
+    The averages are "0.1:0.5" and "0.1:0.7" where their thresholds are among the results', else "mean" over all.
+    A result without classes has "-". Raises ``ValueError`` where results have different thresholds.
+    """
+    tiou = _common_tiou(results)
+    at = {round(t, 6): i for i, t in enumerate(tiou)}
+    averages = {name: [at[t] for t in over] for name, over in AVERAGES.items() if all(t in at for t in over)}
+    averages = averages or {"mean": list(range(len(tiou)))}
+    rows = []
+    for name, result in results.items():
+        if not result.classes:
+            rows.append([name, *"-" * (len(tiou) + len(averages))])
+            continue
+        mean_ap = result.per_tiou
+        rows.append([name, *_percent(mean_ap), *_percent(mean_ap[over].mean() for over in averages.values())])
+    return ["result", *(f"{t:g}" for t in tiou), *averages], rows
+
+
+def per_class_rows(result: MeanAP) -> Table:
+    """AP in % of each class at each IoU threshold and over all of them, best class first."""
+    order = np.argsort(-result.per_class, kind="stable")
+    rows = [[result.classes[c], *_percent(result.ap[:, c]), *_percent([result.ap[:, c].mean()])] for c in order]
+    return ["class", *(f"{t:g}" for t in result.tiou), "mean"], rows
+
+
+def changed_settings(settings: Settings) -> list[list[str]]:
+    """Name, value and default of each setting that differs from its default, in the order of the fields."""
+    rows = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value != field.default and field.name not in _NO_SETTING:
+            rows.append([field.name, _value(value), _value(field.default)])
+    return rows
+
+
+def write_markdown(
+    path: PathLike,
+    settings: Settings,
+    results: Mapping[str, MeanAP],
+    pictures: Sequence[PathLike] = (),
+    *,
+    title: str = "Run",
+) -> None:
+    """Write a short report of a run as Markdown, atomically.
+
+    It has the settings that differ from their defaults, mAP of each result, AP by class of the first, and the
+    pictures by paths relative to the report, so that the folder can be moved. Raises ``CaseError`` where the system
+    refuses to write.
+    """
+    parts = [
+        f"# {_escape(title)}",
+        f"Protocol `{settings.protocol}`; the run's result is `{settings.keep_checkpoint}`.",
+    ]
+    parts += ["## mAP (%)", _markdown(*ap_rows(results))]
+    if any(name.startswith("best-test") for name in results):
+        parts.append(
+            "`best-test` was chosen by its score on the test set, as published results of this method are; it says "
+            "less about new videos than `last`."
+        )
+    changed = changed_settings(settings)
+    parts += ["## Settings", _markdown(["setting", "value", "default"], changed) if changed else "All at defaults."]
+    first = next(((name, result) for name, result in results.items() if result.classes), None)
+    if first is not None:
+        parts += [f"## AP by class (%), {_escape(first[0])}", _markdown(*per_class_rows(first[1]))]
+    if pictures:
+        parts += ["## Pictures", *(_picture(Path(picture), Path(path).parent) for picture in pictures)]
+    atomic_write(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def _common_tiou(results: Mapping[str, MeanAP]) -> tuple[float, ...]:
+    found = {result.tiou for result in results.values()}
+    if len(found) > 1:
+        raise ValueError(f"results in one table must have the same IoU thresholds, got {sorted(found)}")
+    return next(iter(found), ())
+
+
+def _percent(values: Any) -> list[str]:
+    return [f"{100 * value:.1f}" for value in values]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) if len(value) <= 10 else f"{len(value)} values"
+    return str(value)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned right."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _picture(picture: Path, folder: Path) -> str:
+    link = quote(Path(os.path.relpath(picture, folder)).as_posix())
+    return f"![{_escape(picture.stem)}]({link})"

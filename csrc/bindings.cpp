@@ -1,0 +1,124 @@
+// The Python module case._C. Tensors arrive as addresses: the module knows no tensor library, and whoever calls it
+// (case.ops) has checked device, dtype and contiguity.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "iou.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using case_wtal::IouSizes;
+
+void check_size(const char* name, int64_t value) {
+  if (value < 0) throw py::value_error(std::string(name) + " must not be negative, got " + std::to_string(value));
+}
+
+template <typename T>
+T* pointer(const char* name, uintptr_t address, int64_t count) {
+  if (count > 0 && address == 0) throw py::value_error(std::string(name) + " must be an address, got 0");
+  return reinterpret_cast<T*>(address);
+}
+
+// Checks what can be checked without knowing the tensors, then calls run(a, b, out, offset) in the type that dtype names.
+template <typename Run>
+void dispatch_iou(uintptr_t a, uintptr_t b, uintptr_t out, IouSizes sizes, const std::string& dtype,
+                  double length_offset, Run run) {
+  check_size("batch", sizes.batch);
+  check_size("m", sizes.m);
+  check_size("p", sizes.p);
+  const int64_t rows = sizes.batch * sizes.m;
+  const auto call = [&](auto zero) {
+    using T = decltype(zero);
+    const T* a_pointer = pointer<const T>("a", a, rows);
+    const T* b_pointer = pointer<const T>("b", b, sizes.batch * sizes.p);
+    T* out_pointer = pointer<T>("out", out, rows * sizes.p);
+    py::gil_scoped_release release;
+    run(a_pointer, b_pointer, out_pointer, static_cast<T>(length_offset));
+  };
+  if (dtype == "float32") {
+    call(float{});
+  } else if (dtype == "float64") {
+    call(double{});
+  } else {
+    throw py::type_error("dtype must be 'float32' or 'float64', got '" + dtype + "'");
+  }
+}
+
+void iou_cpu(uintptr_t a, uintptr_t b, uintptr_t out, int64_t batch, int64_t m, int64_t p, const std::string& dtype,
+             double length_offset, int num_threads) {
+  const IouSizes sizes{batch, m, p};
+  dispatch_iou(a, b, out, sizes, dtype, length_offset, [&](auto* a, auto* b, auto* out, auto offset) {
+    case_wtal::iou_cpu(a, b, out, sizes, offset, num_threads);
+  });
+}
+
+#ifdef CASE_WITH_CUDA
+void iou_cuda(uintptr_t a, uintptr_t b, uintptr_t out, int64_t batch, int64_t m, int64_t p, const std::string& dtype,
+              double length_offset, uintptr_t stream) {
+  const IouSizes sizes{batch, m, p};
+  dispatch_iou(a, b, out, sizes, dtype, length_offset, [&](auto* a, auto* b, auto* out, auto offset) {
+    case_wtal::iou_cuda(a, b, out, sizes, offset, stream);
+  });
+}
+#endif
+
+std::string compiler() {
+#if defined(__clang__)
+  return std::string("Clang ") + __clang_version__;
+#elif defined(__GNUC__)
+  return std::string("GNU ") + __VERSION__;
+#elif defined(_MSC_VER)
+  return "MSVC " + std::to_string(_MSC_VER);
+#else
+  return "unknown";
+#endif
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = CASE_VERSION;
+  info["compiler"] = compiler();
+#ifdef _OPENMP
+  info["openmp"] = true;
+  info["openmp_max_threads"] = omp_get_max_threads();
+#else
+  info["openmp"] = false;
+  info["openmp_max_threads"] = 1;
+#endif
+#ifdef CASE_WITH_CUDA
+  info["cuda"] = true;
+  info["cuda_version"] = CASE_CUDA_VERSION;
+  info["cuda_archs"] = py::str(CASE_CUDA_ARCHS).attr("split")(",");
+#else
+  info["cuda"] = false;
+  info["cuda_version"] = py::none();
+  info["cuda_archs"] = py::list();
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "C++ and CUDA parts of case; tensors are passed as addresses. Use case.ops instead.";
+  module.def("iou_cpu", &iou_cpu, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("batch"), py::arg("m"),
+             py::arg("p"), py::arg("dtype"), py::arg("length_offset") = 0.0, py::arg("num_threads") = 0,
+             "Pairwise temporal IoU: contiguous a (batch, m, 2), b (batch, p, 2) -> out (batch, m, p) in host memory; "
+             "num_threads 0: OpenMP's default.");
+#ifdef CASE_WITH_CUDA
+  module.def("iou_cuda", &iou_cuda, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("batch"), py::arg("m"),
+             py::arg("p"), py::arg("dtype"), py::arg("length_offset") = 0.0, py::arg("stream") = 0,
+             "The same in memory of the current CUDA device, enqueued on stream (a cudaStream_t as an integer); "
+             "does not wait.");
+#endif
+  module.def("build_info", &build_info, "How this module was compiled.");
+}

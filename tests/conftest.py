@@ -1,0 +1,56 @@
+"""What every test file shares: seeds, the gpu mark, the native module."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from case import _native
+
+torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed for each test, shown when the test fails; CASE_TEST_SEED=<number> repeats it."""
+    value = int(os.environ.get("CASE_TEST_SEED") or secrets.randbits(32))
+    print(f"repeat with CASE_TEST_SEED={value}")
+    return value
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    """numpy's generator; torch's own is seeded alike."""
+    torch.manual_seed(seed)
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def native() -> ModuleType:
+    module = _native.load()
+    if module is None:
+        pytest.skip(f"no native module: {_native.reason()}")
+    return module
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data kept beside the repository, not in it: CASE_SHARED_DATA, or ../shared/data."""
+    folder = Path(os.environ.get("CASE_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; CASE_SHARED_DATA=<folder> names another place")
+    return folder

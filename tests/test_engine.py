@@ -1,0 +1,241 @@
+"""Sampling, the learner, checkpoints and the training loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from case.commands.train import configure
+from case.config import TrainConfig, make_settings
+from case.data import SyntheticConfig, write
+from case.engine import train as training
+from case.engine.checkpoint import load_checkpoint
+from case.engine.learner import Learner
+from case.engine.runlog import read_entries
+from case.engine.store import ResidentSplit, batch_videos, random_positions, step_generator, uniform_positions
+from case.errors import CaseError
+
+TINY = SyntheticConfig(num_train=10, num_test=5, num_classes=3, width=8, seed=3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic") / "data"
+    write(TINY, folder)
+    return folder
+
+
+def config(data: Path, output: Path, **values: Any) -> TrainConfig:
+    base = {"num_segments": 40, "num_clusters": 4, "hidden": 16, "batch_size": 4, "lr": 1e-2, "max_steps": 6}
+    run = {"eval_every": 3, "log_every": 1, "class_threshold": 0.2, "protocol": "corrected"}
+    return configure({**base, **run, "data": data, "output": output, **values})
+
+
+def plain_positions(rows: int, segments: int) -> list[tuple[int, int]]:
+    """The spec's sampling rule, one position at a time: (lowest, highest) row of each."""
+    starts = [int(i * rows / segments) for i in range(segments)]
+    ends = [*starts[1:], rows - 1]
+    return list(zip(starts, ends, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 39, 40, 41, 97, 1000])
+def test_random_positions_follow_the_rule(seed: int, rows: int) -> None:
+    segments = 40
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.stack([random_positions(torch.tensor([rows]), segments, generator)[0] for _ in range(200)]).numpy()
+    if rows == segments:
+        np.testing.assert_array_equal(drawn, np.tile(np.arange(rows), (200, 1)))
+        return
+    for position, (low, high) in enumerate(plain_positions(rows, segments)):
+        column = drawn[:, position]
+        assert column.min() >= low
+        assert column.max() <= high
+        if high - low <= 3:
+            assert set(column) == set(range(low, high + 1))  # both ends are drawn
+
+
+def test_uniform_positions() -> None:
+    found = uniform_positions(torch.tensor([3, 40, 97]), 40)
+    expected = [[int(np.floor(i * rows / 40)) for i in range(40)] for rows in (3, 40, 97)]
+    assert found.tolist() == expected
+
+
+def test_samples_depend_on_seed_and_step_alone() -> None:
+    lengths = torch.tensor([100, 300])
+    first = random_positions(lengths, 40, step_generator(1, 7))
+    assert torch.equal(first, random_positions(lengths, 40, step_generator(1, 7)))
+    assert not torch.equal(first, random_positions(lengths, 40, step_generator(1, 8)))
+    assert not torch.equal(first, random_positions(lengths, 40, step_generator(2, 7)))
+
+
+def test_every_video_is_seen_once_an_epoch() -> None:
+    seen = torch.cat([batch_videos(12, 4, seed=5, step=s) for s in range(3)])
+    assert sorted(seen.tolist()) == list(range(12))
+    later = torch.cat([batch_videos(12, 4, seed=5, step=s) for s in range(3, 6)])
+    assert seen.tolist() != later.tolist()
+    assert len(batch_videos(3, 16, seed=0, step=0)) == 3
+
+
+def test_distinct_rows_change_nothing(seed: int) -> None:
+    """A step on distinct rows equals a step on every sampled row: losses, labels and weights."""
+    torch.manual_seed(seed)
+    settings = make_settings(num_classes=3, num_clusters=4, hidden=16, num_segments=24, protocol="corrected", lr=1e-2)
+    lengths = torch.tensor([5, 30, 11])
+    offsets = torch.tensor([0, 5, 35, 46])
+    features = tuple(torch.randn(46, 8) for _ in range(2))
+    split = ResidentSplit(("a", "b", "c"), features, offsets, torch.eye(3))
+    torch.manual_seed(seed)
+    fast = Learner((8, 8), settings)
+    torch.manual_seed(seed)
+    plain = Learner((8, 8), settings)
+    for step in range(4):
+        positions = random_positions(lengths, 24, step_generator(seed, step))
+        rows, index = split.distinct(torch.arange(3), positions)
+        assert rows[0].shape[0] < positions.numel()
+        ids = (offsets[:3, None] + positions).flatten()
+        everything = torch.arange(ids.numel()).view(3, 24)
+        a = fast.step(rows, index, split.labels)
+        b = plain.step([f[ids] for f in features], everything, split.labels)
+        torch.testing.assert_close(a.total, b.total, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a.cluster_labels, b.cluster_labels, rtol=1e-4, atol=1e-5)
+
+
+def test_training_writes_its_run(data: Path, tmp_path: Path) -> None:
+    run = training.open_run(config(data, tmp_path / "run"))
+    training.run_training(run)
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"config.toml", "metrics.jsonl", "last.safetensors", "best.safetensors", "tensorboard"} <= names
+    assert not [n for n in names if n.startswith(".tmp")]
+    entries = read_entries(tmp_path / "run" / "metrics.jsonl")
+    assert [e["step"] for e in entries if e["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [e["step"] for e in entries if e["kind"] == "eval"] == [3, 6]
+    best = max((e for e in entries if e["kind"] == "eval"), key=lambda e: e["mAP"])
+    assert load_checkpoint(tmp_path / "run" / "best.safetensors").steps == best["step"]
+
+
+def test_resume_is_bit_equal(data: Path, tmp_path: Path) -> None:
+    whole = training.open_run(config(data, tmp_path / "whole"))
+    training.run_training(whole)
+    part = training.open_run(config(data, tmp_path / "parts", max_steps=4))
+    training.run_training(part)
+    rest = training.open_run(config(data, tmp_path / "parts", resume=True))
+    assert rest.learner.steps == 4
+    training.run_training(rest)
+    a, b = (load_checkpoint(tmp_path / name / "last.safetensors") for name in ("whole", "parts"))
+    assert a.steps == b.steps == 6
+    assert set(a.tensors) == set(b.tensors)
+    for name, value in a.tensors.items():
+        assert torch.equal(value, b.tensors[name]), name
+
+    def losses(name: str) -> list[float]:
+        return [e["total"] for e in read_entries(tmp_path / name / "metrics.jsonl") if e["kind"] == "train"]
+
+    assert losses("whole") == losses("parts")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_resumable_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run = training.open_run(config(data, tmp_path / "run", eval_every=0))
+    step = training._step
+
+    def interrupted(run: training.TrainingRun) -> Any:
+        if run.learner.steps == 2:
+            os.kill(os.getpid(), number)
+        return step(run)
+
+    monkeypatch.setattr(training, "_step", interrupted)
+    with pytest.raises(training.Interrupted):
+        training.run_training(run)
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").steps == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.undo()
+    rest = training.open_run(config(data, tmp_path / "run", eval_every=0, resume=True))
+    training.run_training(rest)
+    whole = training.open_run(config(data, tmp_path / "whole", eval_every=0))
+    training.run_training(whole)
+    a, b = (load_checkpoint(tmp_path / name / "last.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors)
+
+
+def test_an_existing_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+    training.run_training(training.open_run(config(data, tmp_path / "run", max_steps=1)))
+    with pytest.raises(CaseError, match="already holds a run"):
+        training.open_run(config(data, tmp_path / "run"))
+    with pytest.raises(CaseError, match="no checkpoint to resume from"):
+        training.open_run(config(data, tmp_path / "other", resume=True))
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training.open_run(config(data, tmp_path / "run"))
+    training.run_training(run)
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CaseError, match="No space left on device"):
+        run.save("last.safetensors", None)
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+    assert not list((tmp_path / "run").glob(".tmp*"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "missing"])
+def test_a_damaged_checkpoint_is_told_in_one_line(data: Path, tmp_path: Path, damage: str) -> None:
+    training.run_training(training.open_run(config(data, tmp_path / "run", max_steps=1)))
+    path = tmp_path / "run" / "last.safetensors"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "foreign": b"PK" * 999}[damage])
+    with pytest.raises(CaseError, match=r"last\.safetensors: checkpoint") as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_diverging_loss_is_told(data: Path, tmp_path: Path) -> None:
+    run = training.open_run(config(data, tmp_path / "run"))
+    with torch.no_grad():
+        next(run.learner.model.parameters()).fill_(float("nan"))
+    with pytest.raises(CaseError, match="the loss is nan at step 1"):
+        training.run_training(run)
+
+
+def test_label_smoothing_and_start() -> None:
+    released, corrected = (make_settings(protocol=p, num_clusters=4) for p in ("released", "corrected"))
+    assert Learner((8, 8), released).labels.tolist() == [[0.25, 0.25]] * 4
+    assert Learner((8, 8), corrected).labels.tolist() == [[0.5, 0.5]] * 4
+    learner = Learner((8, 8), replace(corrected, num_classes=3, num_segments=16))
+    rows, index, labels = [torch.rand(32, 8)] * 2, torch.arange(32).view(2, 16), torch.eye(3)[:2]
+    seen = []
+    for _ in range(3):
+        learner.step(rows, index, labels)
+        seen.append(learner.labels)
+    mean = seen[0]
+    for value in seen[1:]:
+        mean = 0.9 * mean + 0.1 * value
+    torch.testing.assert_close(learner.inference_labels, mean)
+
+
+def test_the_loss_falls_on_real_data(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "shrec21"
+    values = {"data": folder, "output": tmp_path / "run", "num_segments": 224, "lr": 1e-3, "class_threshold": 0.1}
+    run = training.open_run(configure({**values, "max_steps": 12, "eval_every": 0, "log_every": 1, "seed": 1}))
+    training.run_training(run)
+    losses = [e["total"] for e in read_entries(tmp_path / "run" / "metrics.jsonl") if e["kind"] == "train"]
+    assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
+    score = json.loads(json.dumps(load_checkpoint(tmp_path / "run" / "last.safetensors").notes["score"]))
+    assert 0 <= score["mAP"] <= 1
