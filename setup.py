@@ -125,8 +125,16 @@ NATIVE = choice("CASE_BUILD_NATIVE", "1", ("1", "0")) == "1"
 
 setup(
     license="Apache-2.0",
-    packages=["case", "case.ops", "case.ops.reference", "case.engine", "case.data", "case.compat",
-    "case.commands", "case.kernels"],
+    packages=[
+        "case",
+        "case.ops",
+        "case.ops.reference",
+        "case.engine",
+        "case.data",
+        "case.compat",
+        "case.commands",
+        "case.kernels",
+    ],
     # Triton kernels live beside csrc/ at the top level and are importable as case.kernels only.
     package_dir={"case": "case", "case.kernels": "kernels"},
     package_data={"case": ["*.pyi", "py.typed"]},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -295,7 +296,7 @@ def _coerce(name: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool):
             raise CaseError(f"{name} must be true or false, got {value!r}")
     elif isinstance(default, int):
-        if isinstance(value, bool) or int(value) != value:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or int(value) != value:
             raise CaseError(f"{name} must be a whole number, got {value!r}")
         value = int(value)
     elif isinstance(default, float):
@@ -308,14 +309,20 @@ def _coerce(name: str, value: Any, default: Any) -> Any:
 def validate(settings: Settings) -> None:
     """Raise ``CaseError`` naming the first field outside its range."""
     s = settings
-    positive = ("num_classes", "fps", "snippet_stride", "num_segments", "hidden", "num_clusters", "topk_divisor",
-                "batch_size", "upsample", "prior_sigma", "nms_sigma", "ot_scale", "cosine_scale", "lr")  # fmt: skip
+    positive = (
+        "num_classes", "fps", "snippet_stride", "num_segments", "hidden", "num_clusters", "cosine_scale",
+        "topk_divisor", "ot_scale", "ot_iters", "lr", "batch_size", "upsample", "nms_sigma", "prior_sigma",
+    )  # fmt: skip
     for name in positive:
         if not getattr(s, name) > 0:
             raise CaseError(f"{name} must be greater than 0, got {getattr(s, name)!r}")
-    for name in ("ot_iters", "max_steps", "w_clu", "w_cls", "weight_decay", "nms_length_offset", "outer_ratio"):
+    for name in ("max_steps", "w_clu", "w_cls", "weight_decay", "nms_length_offset", "outer_ratio"):
         if not getattr(s, name) >= 0:
             raise CaseError(f"{name} must not be negative, got {getattr(s, name)!r}")
+    if not 0 <= s.nms_threshold <= 1:
+        raise CaseError(f"nms_threshold must lie in [0, 1], got {s.nms_threshold!r}")
+    if not s.act_thresholds or not all(math.isfinite(t) for t in s.act_thresholds):
+        raise CaseError(f"act_thresholds must hold at least one finite number, got {s.act_thresholds!r}")
     if not 0 < s.gce_q <= 1:
         raise CaseError(f"gce_q must lie in (0, 1], got {s.gce_q!r}")
     if not 0 <= s.label_momentum < 1:

@@ -90,9 +90,7 @@ def average_precision(truth: Instances, found: Instances, tiou: Sequence[float])
     return np.where(hit, envelope, 0.0).sum(1) / len(truth.segment)
 
 
-def mean_ap(
-    truth: Instances, found: Instances, class_names: Sequence[str], tiou: Sequence[float]
-) -> MeanAP:
+def mean_ap(truth: Instances, found: Instances, class_names: Sequence[str], tiou: Sequence[float]) -> MeanAP:
     """mAP over the classes that occur in ``truth``; labels index ``class_names``."""
     classes = np.unique(truth.label)
     columns = [average_precision(_of_class(truth, c), _of_class(found, c), tiou) for c in classes]

@@ -100,7 +100,9 @@ def replay_inference(
     arrays = [torch.as_tensor(np.asarray(features[v])).float() for v in videos]
     for video, array in zip(videos, arrays, strict=True):
         if array.dim() != 2 or array.shape[0] == 0 or array.shape[1] != sum(widths):
-            raise CaseError(f"features of '{video}' must have shape (rows > 0, {sum(widths)}), got {tuple(array.shape)}")
+            raise CaseError(
+                f"features of '{video}' must have shape (rows > 0, {sum(widths)}), got {tuple(array.shape)}"
+            )
     first = np.cumsum([0, *(len(a) for a in arrays)])[:-1].tolist()
     with torch.inference_mode():
         heads = model(torch.cat(arrays).split(list(widths), dim=-1))
@@ -131,5 +133,7 @@ def _fit(state: Mapping[str, Tensor], settings: Any) -> tuple[Settings, tuple[in
     }
     for name, got in sizes.items():
         if getattr(resolved, name) != got:
-            raise CaseError(f"settings say {name} = {getattr(resolved, name)} but the weights have {got}; set {name}={got}")
+            raise CaseError(
+                f"settings say {name} = {getattr(resolved, name)} but the weights have {got}; set {name}={got}"
+            )
     return resolved, widths

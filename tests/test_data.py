@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from case.data import (
+    FeatureError,
     Report,
     check_folder,
     load_detections,
@@ -322,6 +323,23 @@ def test_bad_features(folder: Path, how: str, kind: str, expected: str) -> None:
     assert message(lambda: load_split(open_folder(folder), "train")) == told
     report = check_folder(folder)
     assert [(f.kind, f.split, f.video, f.text) for f in report.errors] == [(f"{kind} features", "train", "b", told)]
+
+
+def test_any_damage_to_a_header_is_reported_or_harmless(folder: Path, rng: np.random.Generator) -> None:
+    path = path_of(folder, "b")
+    good = path.read_bytes()
+    opened = open_folder(folder)
+    outcomes = set()
+    for _ in range(300):
+        damaged = bytearray(good)
+        for place in rng.integers(0, 110, size=rng.integers(1, 4)):
+            damaged[place] = rng.integers(32, 127)
+        path.write_bytes(damaged)
+        try:
+            opened.load("train", "b")
+        except FeatureError as error:  # any other exception fails the test
+            outcomes.add(error.kind)
+    assert "corrupt" in outcomes
 
 
 def test_wrong_width(folder: Path) -> None:

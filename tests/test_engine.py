@@ -175,9 +175,7 @@ def test_an_existing_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
         training.open_run(config(data, tmp_path / "other", resume=True))
 
 
-def test_a_full_disk_leaves_nothing_half_written(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing_half_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = training.open_run(config(data, tmp_path / "run"))
     training.run_training(run)
     before = (tmp_path / "run" / "last.safetensors").read_bytes()

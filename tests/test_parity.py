@@ -67,7 +67,9 @@ def test_weights_move(run: dict[str, Any], golden: dict[str, np.ndarray]) -> Non
         assert not torch.equal(run["state"][name], value), name
 
 
-@pytest.mark.parametrize(("name", "weight"), [("baseline", {"w_clu": 0.0, "w_cls": 0.0}), ("baseline_scc", {"w_cls": 0.0})])
+@pytest.mark.parametrize(
+    ("name", "weight"), [("baseline", {"w_clu": 0.0, "w_cls": 0.0}), ("baseline_scc", {"w_cls": 0.0})]
+)
 def test_first_step_losses_of_the_ablations(golden: dict[str, np.ndarray], name: str, weight: dict[str, float]) -> None:
     x, y = torch.from_numpy(golden["x"][:1]), torch.from_numpy(golden["y"][:1])
     found = replay_training(weights(golden, "init/"), x, y, settings={**SETTINGS, **weight})

@@ -36,7 +36,7 @@ def expand_tiou(argv: Sequence[str]) -> list[str]:
     """``--tiou START:STEP:STOP`` as the list of thresholds that the flag takes."""
     expanded: list[str] = []
     for word in argv:
-        name, equals, value = word.partition("=")
+        name, _, value = word.partition("=")
         if name == "--tiou" and ":" in value:
             expanded += [name, *(str(t) for t in parse_tiou(value))]
         elif expanded and expanded[-1] == "--tiou" and ":" in word:
@@ -44,4 +44,3 @@ def expand_tiou(argv: Sequence[str]) -> list[str]:
         else:
             expanded.append(word)
     return expanded
-

@@ -58,7 +58,9 @@ def run(argv: Sequence[str]) -> int:
     titles = {"baseline": "attention only", "CASE": "CASE"}
     console.table("mAP on synthetic test videos, %", *ap_rows({titles[name]: score for name, score in scores.items()}))
     console.note(f"pictures: {runs['CASE'] / 'timelines'}; report: {runs['CASE'] / 'report.md'}")
-    console.note(f"next: case train --data {data} --preset demo --protocol released --output {config.output / 'released'}")
+    console.note(
+        f"next: case train --data {data} --preset demo --protocol released --output {config.output / 'released'}"
+    )
     return 0
 
 

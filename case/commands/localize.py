@@ -35,7 +35,9 @@ def run(argv: Sequence[str]) -> int:
         description="Localize actions in every video of a feature folder with a trained checkpoint. No labels needed.",
     )  # fmt: skip
     if config.checkpoint is None or config.features is None:
-        raise CaseError("give a run folder or checkpoint, and --features DIR; for example: case localize RUN --features DIR")
+        raise CaseError(
+            "give a run folder or checkpoint, and --features DIR; for example: case localize RUN --features DIR"
+        )
     from case.engine.resolve import open_checkpoint
 
     opened = open_checkpoint(config.checkpoint, device=config.device)

@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> int:
 
 
 def configure(values: dict[str, Any]) -> TrainConfig:
-    """A configuration from fields by name, completed by what the data folder says of itself (rate, streams, classes)."""
+    """A configuration from fields by name, completed by what the data folder says of itself."""
     if values.get("data") is None:
         return make_train_config(values)
     folder = open_folder(

@@ -40,7 +40,9 @@ def from_released(state: Mapping[str, Tensor], modalities: Sequence[str]) -> dic
 
     def take(name: str) -> Tensor:
         if name not in left:
-            raise CaseError(f"checkpoint lacks the weight '{name}'; expected the released names for {tuple(modalities)}")
+            raise CaseError(
+                f"checkpoint lacks the weight '{name}'; expected the released names for {tuple(modalities)}"
+            )
         return torch.as_tensor(left.pop(name))
 
     for m in modalities:

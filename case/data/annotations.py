@@ -18,6 +18,10 @@ from case.data.files import PathLike, load_json
 from case.errors import CaseError
 
 
+# Seconds by which a segment may pass the end of its video: annotations are rounded.
+TIME_TOLERANCE = 1e-3
+
+
 @dataclass(frozen=True, eq=False)
 class VideoTruth:
     """What is known about one video."""
@@ -72,6 +76,25 @@ def video_truth(subset: str, duration: float | None, instances: Sequence[tuple[i
     """``VideoTruth`` from (class index, start, end) per instance."""
     segments = np.array([(s, e) for _, s, e in instances], dtype=np.float64).reshape(-1, 2)
     return VideoTruth(subset, duration, segments, np.array([c for c, _, _ in instances], dtype=np.int64))
+
+
+def misplaced(start: float, end: float, duration: float | None, rows: int | None, row_seconds: float) -> str | None:
+    """What is wrong with where a segment lies, in words, or None.
+
+    Its end may lie past the annotated ``duration`` (seconds) by rounding; where that is unknown, past what the feature
+    rows cover by one row, since a video may go on for a part of a snippet after its last.
+    """
+    if start < 0:
+        return "starts before 0"
+    if end <= start:
+        return "has no length"
+    limit = math.inf if rows is None else (rows + 1) * row_seconds
+    if duration is not None:
+        limit = duration + TIME_TOLERANCE
+    if end > limit:
+        shown = duration if duration is not None else (rows or 0) * row_seconds
+        return f"ends past the video ({shown:.2f} s)"
+    return None
 
 
 def to_json(truth: GroundTruth) -> dict[str, Any]:

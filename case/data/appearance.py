@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from case.data.timeline import Timeline, coverage
+from case.data.timeline import PLACES, Timeline, coverage
 
 if TYPE_CHECKING:
     from case.data.synthetic import SyntheticConfig
-
-_PLACES = 6
-"""Kinds of plain background, shared by all videos."""
 
 _PHASES = 3
 """An action looks different in each third."""
@@ -39,6 +36,7 @@ class Look:
 
 
 def draw_look(config: SyntheticConfig, stream: int) -> Look:
+    """The look of a stream, the same for all videos of a seed."""
     rng = generator(config.seed, 0, stream)
     width, unit = config.width, config.noise
 
@@ -51,13 +49,14 @@ def draw_look(config: SyntheticConfig, stream: int) -> Look:
     peculiar = directions(config.num_classes, 1) * np.float32(config.action)
     actions = peculiar + directions(config.num_classes, _PHASES) * np.float32(config.phase) + motion
     contexts = directions(config.num_classes) * np.float32(config.context)
-    places = directions(_PLACES) * np.float32(config.context)
+    places = directions(PLACES) * np.float32(config.context)
     return Look(profile, places, contexts, actions, motion, config.scene * unit)
 
 
 def draw_features(
     config: SyntheticConfig, look: Look, timeline: Timeline, rows: int, rng: np.random.Generator
 ) -> np.ndarray:
+    """(rows, width) features of one stream of a video, in the configured dtype."""
     spr = config.seconds_per_row
     noise = rng.standard_normal((rows, config.width), dtype=np.float32)
     values = noise * np.float32(config.noise) + look.profile
@@ -65,7 +64,7 @@ def draw_features(
         a, b = math.floor(stretch.start / spr), math.ceil(stretch.end / spr)
         part = coverage(stretch.start, stretch.end, rows, spr)[a:b, None]
         scene = rng.standard_normal(config.width, dtype=np.float32) * np.float32(look.scene / math.sqrt(config.width))
-        place = look.places[int(rng.integers(_PLACES))] if stretch.label is None else look.contexts[stretch.label]
+        place = look.places[stretch.place] if stretch.label is None else look.contexts[stretch.label]
         values[a:b] += part * (scene + place * np.float32(stretch.strength))
     acting = np.zeros(rows, dtype=np.float32)
     for action in timeline.actions:

@@ -9,16 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from case.data.annotations import load_database, parse_annotation, parse_entry
+from case.data.annotations import load_database, misplaced, parse_annotation, parse_entry
 from case.data.check_report import Report, SplitSummary
 from case.data.features import FeatureError, read_features
 from case.data.files import PathLike
 from case.data.folder import feature_name, lengths_text
 from case.data.layout import SPLITS, checked_field, find_modalities, is_file_name, read_description, read_split_lines
 from case.errors import CaseError
-
-_TIME_TOLERANCE = 1e-3
-"""Seconds by which a segment may pass a stated duration: both are rounded when written."""
 
 
 @dataclass
@@ -202,27 +199,15 @@ def _check_truth(
     if known is None:
         report.splits[split].seconds += duration or 0.0
         return
-    if known.duration is not None:
-        limit = known.duration + _TIME_TOLERANCE
-        if covered is not None and abs(covered - known.duration) > max(
-            2 * report.seconds_per_row, 0.1 * known.duration
-        ):
+    if known.duration is not None and covered is not None:
+        if abs(covered - known.duration) > max(2 * report.seconds_per_row, 0.1 * known.duration):
             text = (
                 f"{split} video '{video}': {rows} rows cover {covered:.1f} s, gt.json says {known.duration:.1f} s; "
                 "check fps and snippet_stride"
             )
             report.add("warning", "duration differs from features", split, video, text)
-    else:
-        # The video may go on for a part of a snippet after its last row.
-        limit = np.inf if covered is None else covered + report.seconds_per_row
     for label, start, end in known.instances:
-        problem = None
-        if start < 0:
-            problem = "starts before 0"
-        elif end <= start:
-            problem = "has no length"
-        elif end > limit:
-            problem = f"ends past the video ({duration:.2f} s)"
+        problem = misplaced(start, end, known.duration, rows, report.seconds_per_row)
         if problem is not None:
             text = f"{split} video '{video}': the segment [{start:g}, {end:g}] of '{label}' {problem}; correct it"
             report.add("error", "segment out of place", split, video, text)

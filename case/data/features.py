@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,44 @@ def read_header(path: Path, *, name: str, allow_pickle: bool = False) -> Feature
     ``name`` is what messages call the file. Raises ``FeatureError`` in one line, with kind ``missing``, ``unreadable``,
     ``corrupt``, ``truncated``, ``pickled``, ``not 2-D``, ``wrong dtype`` or ``empty``.
     """
+    return _inspect(path, name, allow_pickle)[0]
+
+
+def read_features(path: Path, *, name: str, allow_pickle: bool = False) -> np.ndarray:
+    """The (rows, width) array of a feature file, native byte order: float16 and float32 as stored, others as float32.
+
+    Raises ``FeatureError`` as ``read_header`` does, and with kind ``non-finite`` for NaN or infinity.
+    """
+    header, stored = _inspect(path, name, allow_pickle)
+    if stored is None:
+        try:
+            stored = np.load(path, allow_pickle=False)
+        except OSError as error:
+            raise FeatureError("unreadable", f"{name}: cannot read it: {reason(error)}") from error
+        except ValueError as error:
+            raise FeatureError("corrupt", f"{name}: changed while it was read; try again") from error
+    with np.errstate(over="ignore"):  # float64 past float32's range becomes inf, reported below
+        values = np.ascontiguousarray(stored, dtype=header.dtype)
+    if not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        number = int(np.count_nonzero(~np.isfinite(values).all(axis=1)))
+        raise FeatureError(
+            "non-finite",
+            f"{name}: {number} of {len(values)} rows hold NaN or infinity (first: row {row}, column {column}, "
+            f"{stored[row, column]}); extract it again",
+        )
+    return values
+
+
+def _inspect(path: Path, name: str, allow_pickle: bool) -> tuple[FeatureHeader, np.ndarray | None]:
+    """The header, and the array where only unpickling the file could tell its size."""
+    unpickled = None
     try:
         with open(path, "rb") as file:
             shape, dtype = _parse_header(file, name)
             if not dtype.hasobject:
-                expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+                # Python's integers: a damaged header may claim more than 64 bits hold.
+                expected = math.prod(shape) * dtype.itemsize
                 found = os.fstat(file.fileno()).st_size - file.tell()
                 if found < expected:
                     message = f"{name}: truncated: {found:,} of {expected:,} bytes of data; copy or extract it again"
@@ -54,32 +88,7 @@ def read_header(path: Path, *, name: str, allow_pickle: bool = False) -> Feature
         unpickled = _unpickle(path, name, allow_pickle)
         shape, dtype = unpickled.shape, unpickled.dtype
     _check_form(shape, dtype, name)
-    return FeatureHeader(shape[0], shape[1], _storage(dtype))
-
-
-def read_features(path: Path, *, name: str, allow_pickle: bool = False) -> np.ndarray:
-    """The (rows, width) array of a feature file, native byte order: float16 and float32 as stored, others as float32.
-
-    Raises ``FeatureError`` as ``read_header`` does, and with kind ``non-finite`` for NaN or infinity.
-    """
-    read_header(path, name=name, allow_pickle=allow_pickle)
-    try:
-        stored = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise FeatureError("unreadable", f"{name}: cannot read it: {reason(error)}") from error
-    except ValueError:
-        stored = _unpickle(path, name, allow_pickle)
-    with np.errstate(over="ignore"):  # float64 past float32's range becomes inf, reported below
-        values = np.ascontiguousarray(stored, dtype=_storage(stored.dtype))
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        number = int(np.count_nonzero(~np.isfinite(values).all(axis=1)))
-        raise FeatureError(
-            "non-finite",
-            f"{name}: {number} of {len(values)} rows hold NaN or infinity (first: row {row}, column {column}, "
-            f"{stored[row, column]}); extract it again",
-        )
-    return values
+    return FeatureHeader(shape[0], shape[1], _storage(dtype)), unpickled
 
 
 def _parse_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -87,7 +96,11 @@ def _parse_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype]
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-    except (ValueError, TypeError, EOFError, SyntaxError) as error:
+        if min(shape, default=0) < 0:
+            raise ValueError(f"negative shape {shape}")
+    except OSError:
+        raise
+    except Exception as error:  # the header is an expression: damaged, it fails in as many ways as those do
         size = os.fstat(file.fileno()).st_size
         raise FeatureError("corrupt", f"{name}: not a .npy file ({size:,} bytes); copy or extract it again") from error
     return shape, dtype

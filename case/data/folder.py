@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from case.data.annotations import GroundTruth, load_ground_truth
+from case.data.annotations import GroundTruth, load_ground_truth, misplaced
 from case.data.features import FeatureError, FeatureHeader, read_features, read_header
 from case.data.files import PathLike
 from case.data.layout import SPLITS, checked_field, find_modalities, is_file_name, read_description, read_split_lines
@@ -106,6 +106,19 @@ class FeatureFolder:
         for modality, header, width in zip(self.modalities, headers, self.widths, strict=True):
             self._check_width(feature_name(split, modality, video), header.width, width)
         return self._common_rows(split, video, [header.rows for header in headers]), headers
+
+    def check_segments(self, split: str, video: str, rows: int) -> None:
+        """Raise ``CaseError`` for an annotated segment that cannot lie in a video of so many rows."""
+        truth = self.ground_truth.videos.get(video)
+        if truth is None:
+            return
+        for label, (start, end) in zip(truth.labels, truth.segments, strict=True):
+            problem = misplaced(start, end, truth.duration, rows, self.seconds_per_row)
+            if problem is not None:
+                raise CaseError(
+                    f"{split} video '{video}': the segment [{start:g}, {end:g}] of '{self.classes[label]}' {problem}; "
+                    "correct gt.json, or fps and snippet_stride"
+                )
 
     @cached_property
     def _first(self) -> tuple[str, str]:
@@ -209,7 +222,7 @@ def load_split(
     """Read the features of ``"train"`` or ``"test"`` into one array per stream, allocated once.
 
     ``progress`` is called with (videos read, videos in all) after each video. Raises ``CaseError`` in one line as
-    ``FeatureFolder.load`` does, and for a training video without a label.
+    ``FeatureFolder.load`` does, for a training video without a label, and for a segment outside its video.
     """
     videos = folder.split(split)
     labels = np.stack([folder.labels(video) for video in videos])
@@ -222,6 +235,8 @@ def load_split(
     sizes = [folder.lengths(split, video) for video in videos]
     offsets = np.concatenate(([0], np.cumsum([rows for rows, _ in sizes]))).astype(np.int64)
     dtype = np.result_type(*(header.dtype for _, headers in sizes for header in headers))
+    for video, (rows, _) in zip(videos, sizes, strict=True):
+        folder.check_segments(split, video, rows)
     flat = tuple(np.empty((offsets[-1], width), dtype=dtype) for width in folder.widths)
     for v, video in enumerate(videos):
         for stream, array in zip(flat, folder.load(split, video), strict=True):

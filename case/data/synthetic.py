@@ -66,23 +66,23 @@ class SyntheticConfig:
     seed: int = 0
     two_class_share: float = 0.13
     """Share of videos with two classes."""
-    context_share: float = 0.3
+    context_share: float = 0.4
     """Share of stretches that show the context of the video's class without its action."""
-    action_share: float = 0.4
+    action_share: float = 0.35
     """Share of stretches that show context with actions in it; the rest is background."""
     noise: float = 0.3
     """Deviation of the independent noise before the ReLU, where the mean level of a channel is 0.3."""
-    scene: float = 5.0
+    scene: float = 2.0
     """Strength of the look of a shot, of no meaning."""
     context: float = 5.0
     """Strength of the context of a class."""
-    action: float = 3.0
+    action: float = 1.5
     """Strength of what is peculiar to the actions of a class."""
-    phase: float = 2.0
+    phase: float = 1.0
     """Strength of what is peculiar to a third of the action."""
     motion: float = 4.0
     """Strength of what actions share, in flow; half of it in rgb."""
-    burst_gap: float = 20.0
+    burst_gap: float = 15.0
     """Mean seconds between bursts of motion that are no action."""
     weakest: float = 0.5
     """Least strength of an instance, where the most is 1.2."""

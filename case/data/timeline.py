@@ -10,6 +10,9 @@ import numpy as np
 ACTION_LOG_MEAN, ACTION_LOG_SD = float(np.log(3.0)), 0.8
 """Action lengths, log-normal seconds: the 6,300 instances of THUMOS14 have geometric mean 3.03 s, deviation 0.84."""
 
+PLACES = 6
+"""Kinds of plain background, shared by all videos."""
+
 _LONGEST_ACTION = 20.0
 _GAP_LOG_MEAN, _GAP_LOG_SD = float(np.log(2.5)), 0.7
 _SHORTEST_STRETCH, _MEAN_EXTRA = 5.0, 15.0
@@ -23,6 +26,8 @@ class Stretch:
     start: float
     end: float
     label: int | None
+    place: int
+    """Which of the ``PLACES`` it is where it is background."""
     strength: float
 
 
@@ -82,7 +87,8 @@ def draw_timeline(
         label = reserved.get(i, labels[i])
         active = i in reserved or kinds[i] < action_share
         present = active or kinds[i] < action_share + context_share
-        stretches.append(Stretch(start, end, label if present else None, float(rng.uniform(0.7, 1.1))))
+        place, strength = int(rng.integers(PLACES)), float(rng.uniform(0.7, 1.1))
+        stretches.append(Stretch(start, end, label if present else None, place, strength))
         if active:
             actions += _draw_actions(rng, start, end, label, shortest_action, weakest)
     bursts = []

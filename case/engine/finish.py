@@ -136,4 +136,3 @@ def _timeline(
         clusters=activations.clusters[v].numpy(),
         cluster_foreground=cluster_foreground,
     )
-

@@ -36,7 +36,7 @@ class Learner:
         heads = self.model(rows)
         losses = training_losses(heads, index, labels, self.labels, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         self.optimizer.step()
         self.labels = losses.cluster_labels
         keep = self.settings.label_momentum if self.steps > 0 else 0.0

@@ -48,7 +48,9 @@ class Opened:
         s = self.settings
         folder = open_folder(path, fps=s.fps, snippet_stride=s.snippet_stride, modalities=s.modalities)
         if tuple(folder.classes) != s.labels:
-            raise CaseError(f"{path} has other classes than {self.path} was trained on; compare gt.json and dataset.json")
+            raise CaseError(
+                f"{path} has other classes than {self.path} was trained on; compare gt.json and dataset.json"
+            )
         loaded = load_split(folder, split)
         return self._localize(loaded, str(path)), folder, loaded
 

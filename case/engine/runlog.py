@@ -65,4 +65,4 @@ def _tensorboard(folder: Path, step: int) -> Any:
     except ImportError:
         console.warn("tensorboard is not installed: scalars go to metrics.jsonl only; pip install tensorboard")
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

@@ -1,4 +1,7 @@
-"""Resident data: a split's rows as one flat tensor per stream, and which of them a batch samples (spec: Data and sampling)."""
+"""Resident data: a split's rows as one flat tensor per stream, and which of them a batch samples.
+
+The sampling rules are those of the spec's section "Data and sampling".
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def random_positions(lengths: Tensor, segments: int, generator: torch.Generator)
 
 
 def batch_videos(count: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """(min(batch_size, count),) int64: videos of a step, from shuffled epochs whose incomplete last batch is dropped."""
+    """(min(batch_size, count),) int64: videos of a step; an epoch's incomplete last batch is dropped."""
     size = min(batch_size, count)
     epoch, position = divmod(step, count // size)
     order = torch.randperm(count, generator=step_generator(seed, epoch, stream=0))

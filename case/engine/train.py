@@ -78,7 +78,9 @@ def open_run(config: TrainConfig) -> TrainingRun:
     if config.resume:
         checkpoint = load_checkpoint(last)
         if checkpoint.widths != folder.widths:
-            raise CaseError(f"{config.data} has features of width {folder.widths}, {last} was trained on {checkpoint.widths}")
+            raise CaseError(
+                f"{config.data} has features of width {folder.widths}, {last} was trained on {checkpoint.widths}"
+            )
         learner = checkpoint.learner(config.settings, device)
         best = checkpoint.notes["best"]
     else:
@@ -117,7 +119,7 @@ def run_training(run: TrainingRun) -> None:
                 score = None
                 if step == config.max_steps or (config.eval_every and step % config.eval_every == 0):
                     score = _evaluate(run, log)
-                    bar.advance(0, mAP=score.mean_ap.mean)
+                    bar.advance(0, mAP=100 * score.mean_ap.mean)
                 bar.advance(1)
             if score is None and learner.steps > first:
                 run.save(LAST, None)  # with a score it has just been saved
@@ -129,9 +131,7 @@ def run_training(run: TrainingRun) -> None:
 
 def evaluate_run(run: TrainingRun) -> tuple[Localized, Score]:
     """Localize and score the test split with the run's present weights."""
-    localized = localize_split(
-        run.learner.model, run.learner.inference_labels, run.test, run.config.settings
-    )
+    localized = localize_split(run.learner.model, run.learner.inference_labels, run.test, run.config.settings)
     subset = run.folder.test_subset
     return localized, score_split(localized, run.test.labels, run.folder.ground_truth, subset, run.config.settings)
 
@@ -193,7 +193,10 @@ def _require_finite(loss: float, step: int) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that fills when SIGINT or SIGTERM arrives, so that the step in progress ends first; a second one is not held."""
+    """A list that fills when SIGINT or SIGTERM arrives, so that the step in progress ends first.
+
+    A second signal stops at once.
+    """
     caught: list[int] = []
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
@@ -214,4 +217,3 @@ def _signals() -> Iterator[list[int]]:
         for number, handler in before.items():
             if signal.getsignal(number) is catch:
                 signal.signal(number, handler)
-

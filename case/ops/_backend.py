@@ -27,14 +27,15 @@ def _checked(name: str, origin: str) -> str:
     return name
 
 
-_current: ContextVar[str] = ContextVar("case_backend", default=_checked(os.environ.get("CASE_BACKEND", "auto"), "CASE_BACKEND"))
+_default = _checked(os.environ.get("CASE_BACKEND", "auto"), "CASE_BACKEND")
+_current: ContextVar[str] = ContextVar("case_backend", default=_default)
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Run the ops inside the ``with`` block on the named backend. Also: environment variable ``CASE_BACKEND``.
 
-    Raises ``ValueError`` for an unknown name; an op without an implementation there raises ``RuntimeError`` when called.
+    Raises ``ValueError`` for an unknown name; an op without such an implementation raises ``RuntimeError``.
     """
     token = _current.set(_checked(name, "backend"))
     try:

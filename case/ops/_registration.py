@@ -29,7 +29,7 @@ def register(
 ) -> None:
     """Define ``case::name(arguments) -> returns``; ``differentiable`` names the Tensor arguments with a gradient.
 
-    ``reference`` and ``fake`` take the arguments in schema order; the first argument is a Tensor and decides the device.
+    ``reference`` and ``fake`` take the arguments in schema order; the first is a Tensor and decides the device.
     """
     _backend.add(name, "reference", "any", reference)
     op = f"case::{name}"

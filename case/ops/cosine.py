@@ -47,6 +47,8 @@ def _fake(x: Tensor, y: Tensor, scale: float, unit_y: bool) -> Tensor:
 
 
 for _name, _reference in (("cosine_logits", reference.cosine_logits), ("cosine_softmax", reference.cosine_softmax)):
-    register(_name, "Tensor x, Tensor y, float scale, bool unit_y", "Tensor", _reference, _fake, differentiable=("x", "y"))
+    register(
+        _name, "Tensor x, Tensor y, float scale, bool unit_y", "Tensor", _reference, _fake, differentiable=("x", "y")
+    )
 
 __all__ = ["cosine_logits", "cosine_softmax"]

@@ -123,7 +123,12 @@ def clustering_losses(
         check.kind(op, "index", index, torch.int64, ".long")
         check.shape(op, "index", index, tuple(foreground.shape), "to match foreground")
         check.same_device(op, "index", index, "logits", logits)
-    others = {"embeddings": embeddings, "attention": attention, "foreground": foreground, "cluster_labels": cluster_labels}
+    others = {
+        "embeddings": embeddings,
+        "attention": attention,
+        "foreground": foreground,
+        "cluster_labels": cluster_labels,
+    }
     for name, value in others.items():
         check.same_device(op, name, value, "logits", logits)
     check.positive(op, "sigma", sigma)

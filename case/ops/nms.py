@@ -120,7 +120,7 @@ def batched_nms(
     if vote is None:
         return NMSResult(keep, kept_scores)
     check.finite(op, "vote", vote)
-    moved = reference.vote(keep, segments, scores, groups, float(vote), float(length_offset))
+    moved = call("score_vote", keep, segments.detach(), scores.detach(), groups, float(vote), float(length_offset))
     return VotedNMSResult(keep, kept_scores, moved)
 
 
@@ -144,6 +144,11 @@ def _run(
     for name, value in (("segments", segments), ("scores", scores)):
         if value.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{op}: {name} must be float32 or float64, got {value.dtype}; convert it with .float()")
+    if scores.dtype != segments.dtype:
+        raise TypeError(
+            f"{op}: scores must have the dtype of segments, {segments.dtype}, got {scores.dtype}; "
+            "convert them with scores.to(segments.dtype)"
+        )
     check.kind(op, "groups", groups, torch.int64, ".long")
     check.shape(op, "groups", groups, (n,), "to match segments")
     check.same_device(op, "scores", scores, "segments", segments)
@@ -153,6 +158,8 @@ def _run(
     check.finite(op, "length_offset", length_offset)
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"{op}: iou_threshold must lie in [0, 1], got {iou_threshold!r}")
+    if math.isnan(min_score):
+        raise ValueError(f"{op}: min_score must be a number, got {min_score!r}")
     if max_num is not None and max_num < 1:
         raise ValueError(f"{op}: max_num must be at least 1 or None, got {max_num!r}")
     check.all_finite(op, "segments", segments)
@@ -181,6 +188,11 @@ register(
     "Tensor segments, Tensor scores, Tensor groups, float iou_threshold, str method, float sigma, float min_score, "
     "int max_num, float length_offset",
     "(Tensor keep, Tensor kept_scores)", reference.batched_nms, _fake_nms,
+)  # fmt: skip
+register(
+    "score_vote",
+    "Tensor keep, Tensor segments, Tensor scores, Tensor groups, float iou_threshold, float length_offset",
+    "Tensor", reference.vote, lambda keep, segments, *_: segments.new_empty((keep.shape[0], 2)),
 )  # fmt: skip
 
 __all__ = ["NMSResult", "VotedNMSResult", "batched_nms", "nms", "temporal_iou"]

@@ -59,22 +59,25 @@ def propose(
     """
     op = "propose"
     check.floating(op, "cas", cas, at_least=2)
+    check.floating(op, "video_scores", video_scores)
+    if class_mask is not None:
+        check.kind(op, "class_mask", class_mask, torch.bool, ".bool")
     if cas.dim() == 2:
         cas, video_scores = cas[None], video_scores[None]
         class_mask = class_mask if class_mask is None else class_mask[None]
     check.floating(op, "cas", cas, 3)
     videos, rows, classes = cas.shape
-    check.floating(op, "video_scores", video_scores)
     check.shape(op, "video_scores", video_scores, (videos, classes), "to match cas")
     check.same_device(op, "video_scores", video_scores, "cas", cas)
     if class_mask is None:
         class_mask = torch.ones(videos, classes, dtype=torch.bool, device=cas.device)
-    check.kind(op, "class_mask", class_mask, torch.bool, ".bool")
     check.shape(op, "class_mask", class_mask, (videos, classes), "to match cas")
     check.same_device(op, "class_mask", class_mask, "cas", cas)
     thresholds = torch.as_tensor(thresholds, dtype=torch.float64, device=cas.device)
     if thresholds.dim() != 1 or thresholds.shape[0] == 0:
-        raise ValueError(f"{op}: thresholds must be a non-empty list of numbers, got shape {check.show(thresholds.shape)}")
+        raise ValueError(
+            f"{op}: thresholds must be a non-empty list of numbers, got shape {check.show(thresholds.shape)}"
+        )
     if rows == 0:
         raise ValueError(f"{op}: cas must have at least one row of time, got shape {check.show(cas.shape)}")
     check.at_least(op, "upsample", upsample, 1)

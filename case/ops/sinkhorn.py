@@ -63,7 +63,7 @@ def sinkhorn(
     """
     args = _arguments("sinkhorn", logits, prior, row_marginal, col_marginal, scale, n_iters, tol, mask, group)
     if group is not None:
-        return reference.sinkhorn(*args, group=group)
+        return reference.sinkhorn(*(*args, group))
     return call("sinkhorn", *args)
 
 
@@ -86,9 +86,11 @@ def sinkhorn_potentials(
         is what ``prototypes`` and ``soft_cross_entropy`` take in place of Q. Rows and columns without any mass have
         potential 0. Differentiable as ``sinkhorn``.
     """
-    args = _arguments("sinkhorn_potentials", logits, prior, row_marginal, col_marginal, scale, n_iters, tol, mask, group)
+    args = _arguments(
+        "sinkhorn_potentials", logits, prior, row_marginal, col_marginal, scale, n_iters, tol, mask, group
+    )
     if group is not None:
-        return reference.sinkhorn_potentials(*args, group=group)
+        return reference.sinkhorn_potentials(*(*args, group))
     return call("sinkhorn_potentials", *args)
 
 
@@ -163,12 +165,13 @@ def _arguments(
     if mask is not None:
         check.kind(op, "mask", mask, torch.bool, ".bool")
         check.same_device(op, "mask", mask, "logits", logits)
+        given = mask.shape
         try:
             mask = expand_mask(mask, logits)
         except RuntimeError:
             raise ValueError(
                 f"{op}: mask must have shape {check.show((*lead, n))} or {check.show(logits.shape)}, "
-                f"got {check.show(mask.shape)}"
+                f"got {check.show(given)}"
             ) from None
     tol = None if tol is None else float(tol)
     return (logits, matrix, scores, centers, sigma, ranks, *marginals, mask, float(scale), int(n_iters), tol)

@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "device" not in metafunc.fixturenames:
+    if "device" not in metafunc.fixturenames or "name" in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("op")
     assert marker is not None, f"{metafunc.function.__name__} takes `device` but names no op: @pytest.mark.op(...)"

@@ -27,7 +27,8 @@ def test_sinkhorn(close, device, i):
         ("logits", {"prior": tensor("prior")}, "q_prior"),
         ("cls_logits", {"col_marginal": tensor("cls_marginal")}, "q_cls"),
     ):
-        close(ops.sinkhorn(tensor(inputs), scale=2.0, n_iters=3, **given), tensor(output))
+        # 5e-6: the released code works in float32 in the linear domain and has an error of its own.
+        close(ops.sinkhorn(tensor(inputs), scale=2.0, n_iters=3, **given), tensor(output), 5e-6)
 
 
 @pytest.mark.op("batched_nms")
@@ -63,8 +64,6 @@ def test_propose(device, i):
     assert np.array_equal(found.threshold.numpy(force=True), expected[:, 0].astype(int))
     assert np.array_equal(pred[found.classes].numpy(force=True), expected[:, 1].astype(int))
     # The released code multiplies gamma by the video score in float32.
-    video_scores = PROPOSALS[f"score_{i}"][expected[:, 1].astype(int)]
-    rounding = (np.float32(0.2) * video_scores).astype(np.float64) - 0.2 * video_scores.astype(np.float64)
-    np.testing.assert_allclose(found.scores.numpy(force=True) + rounding, expected[:, 2], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.scores.numpy(force=True), expected[:, 2], rtol=0, atol=2e-8)
     np.testing.assert_allclose(found.segments.numpy(force=True), expected[:, 3:], rtol=1e-13, atol=0)
     assert (found.video == 0).all()

@@ -128,7 +128,9 @@ def _decay_all(
         turns = turns.masked_fill(at_head, turn)
         alive = alive & ~at_head
         iou = _overlap_with(head, segments, offset)
-        factor = torch.exp(-iou.square() / sigma) if method == "gaussian" else torch.where(iou >= threshold, 1 - iou, 1.0)
+        factor = (
+            torch.exp(-iou.square() / sigma) if method == "gaussian" else torch.where(iou >= threshold, 1 - iou, 1.0)
+        )
         scores = torch.where(alive, scores * factor, scores)
         alive = alive & (scores >= min_score)
         turn += 1

@@ -16,5 +16,7 @@ def prototypes(embeddings: Tensor, weights: Tensor, normalize: str) -> Tensor:
     elif normalize == "mean":
         mass = w.sum(-2).unsqueeze(-1)
         # A cluster without weight has no mean; its prototype is 0 rather than NaN.
-        sums = torch.where(mass != 0, sums / torch.where(mass != 0, mass, torch.ones_like(mass)), torch.zeros_like(sums))
+        sums = torch.where(
+            mass != 0, sums / torch.where(mass != 0, mass, torch.ones_like(mass)), torch.zeros_like(sums)
+        )
     return sums.to(embeddings.dtype)

@@ -90,9 +90,9 @@ def potentials(
     log_r = _log_marginal(row_marginal, log_m)
     log_c = _log_marginal(col_marginal, log_m)
     log_rm = log_m if log_r is None else log_m + log_r.unsqueeze(-1)
-    a = log_m.new_zeros(log_m.shape[:-2] + (n,))
-    v = log_m.new_zeros(log_m.shape[:-2] + (k,))
-    done = torch.zeros(log_m.shape[:-2] + (1,), dtype=torch.bool, device=log_m.device)
+    a = log_m.new_zeros((*log_m.shape[:-2], n))
+    v = log_m.new_zeros((*log_m.shape[:-2], k))
+    done = torch.zeros((*log_m.shape[:-2], 1), dtype=torch.bool, device=log_m.device)
     for iteration in range(n_iters):
         column = logsumexp(log_m if iteration == 0 else log_rm + a.unsqueeze(-1), -2)
         if group is not None:
@@ -154,7 +154,7 @@ class GroupLogSumExp(torch.autograd.Function):
     """log sum over ranks of exp: one collective of K numbers, and one in backward (the loss is the ranks' sum)."""
 
     @staticmethod
-    def forward(ctx, local: Tensor, group: ProcessGroup) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, local: Tensor, group: ProcessGroup) -> Tensor:  # type: ignore[no-untyped-def]
         parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size(group))]
         torch.distributed.all_gather(parts, local.contiguous(), group=group)
         total = logsumexp(torch.stack(parts), 0)
@@ -163,7 +163,7 @@ class GroupLogSumExp(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         local, total = ctx.saved_tensors
         grad = grad.contiguous().clone()
         torch.distributed.all_reduce(grad, group=ctx.group)

@@ -1,0 +1,333 @@
+"""The command line: from data to results, and every kind of bad input in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from case.cli import COMMANDS, main
+from case.data import SyntheticConfig, write
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = [
+    "--num-segments", "40", "--num-clusters", "4", "--hidden", "16", "--batch-size", "4", "--max-steps", "4",
+    "--eval-every", "2", "--lr", "1e-2", "--pictures", "1", "--protocol", "corrected",
+]  # fmt: skip
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def case(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs ``case`` in this process: (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in args])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def error_of(result: tuple[int, str, str]) -> str:
+    """The one error line of a run that must have failed with code 2 and without a traceback."""
+    code, out, err = result
+    assert code == 2, (out, err)
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "data"
+    write(SyntheticConfig(num_train=8, num_test=4, num_classes=3, width=8, seed=5), folder)
+    return folder
+
+
+@pytest.fixture
+def data(source: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(source, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def trained(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "--data", str(source), "--output", str(output), *SMALL]) == 0
+    return output
+
+
+def test_help_is_quick_and_does_not_load_torch() -> None:
+    command = "import sys; from case.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5, times
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [*(c for c in COMMANDS if c != "data"), "data check"])
+def test_every_command_has_help(case: Run, command: str) -> None:
+    code, out, _ = case(*command.split(), "--help")
+    assert code == 0
+    assert command in out
+
+
+def test_version_and_unknown_command(case: Run) -> None:
+    assert case("--version")[1].startswith("case 0.")
+    assert "unknown command 'trian'; one of: train" in error_of(case("trian"))
+
+
+def test_train_leaves_results_and_pictures(trained: Path) -> None:
+    for name in (
+        "config.toml",
+        "metrics.jsonl",
+        "results.json",
+        "detections.json",
+        "report.md",
+        "ap.png",
+        "curve_map.png",
+    ):
+        assert (trained / name).stat().st_size > 0, name
+    assert len(list((trained / "timelines").glob("*.png"))) == 1
+    assert list((trained / "tensorboard").iterdir())
+    results = json.loads((trained / "results.json").read_text())
+    assert results["kept"] == "last"
+    assert set(results["last"]) >= {"mAP", "tiou", "ap_per_tiou", "ap_per_class", "step", "video_accuracy"}
+    assert results["last"]["step"] == 4
+
+
+def test_evaluate_of_a_run_agrees_with_its_results(case: Run, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "score.json"
+    assert case("evaluate", trained, "--json", out)[0] == 0
+    results = json.loads((trained / "results.json").read_text())["last"]
+    assert json.loads(out.read_text())["mAP"] == pytest.approx(results["mAP"], abs=1e-12)
+
+
+def test_evaluate_of_files_agrees_with_the_run(case: Run, trained: Path, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "score.json"
+    files = ("--ground-truth", source / "gt.json", "--predictions", trained / "detections.json")
+    assert case("evaluate", *files, "--subset", "test", "--tiou", "0.1:0.1:0.7", "--json", out)[0] == 0
+    results = json.loads((trained / "results.json").read_text())["last"]
+    found = json.loads(out.read_text())
+    assert found["mAP"] == pytest.approx(results["mAP"], abs=1e-12)
+    assert set(found) >= {"mAP", "tiou", "ap_per_tiou", "ap_per_class"}
+
+
+def test_evaluate_golden_files(case: Run, tmp_path: Path) -> None:
+    out = tmp_path / "score.json"
+    files = ("--ground-truth", GOLDEN / "gt.json", "--predictions", GOLDEN / "detections.json")
+    code, text, _ = case("evaluate", *files, "--subset", "test", "--tiou", "0.1:0.1:0.7", "--json", out)
+    assert code == 0
+    assert "0.1:0.7" in text
+    with np.load(GOLDEN / "inference.npz") as golden:
+        np.testing.assert_allclose(json.loads(out.read_text())["ap_per_tiou"], golden["ap_per_tiou"], atol=1e-9)
+
+
+def test_localize_agrees_with_training(case: Run, trained: Path, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    assert case("localize", trained, "--features", source / "features" / "test", "--output", out)[0] == 0
+    mine, theirs = (json.loads(p.read_text())["results"] for p in (out, trained / "detections.json"))
+    assert {k: v for k, v in mine.items() if v} == {k: v for k, v in theirs.items() if v}
+
+
+def test_resume_goes_on(case: Run, trained: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert case("train", "--resume", "--output", output, "--max-steps", "6")[0] == 0
+    assert json.loads((output / "results.json").read_text())["last"]["step"] == 6
+    assert "started with protocol corrected" in error_of(
+        case("train", "--resume", "--output", output, "--protocol", "released")
+    )
+
+
+def test_config_file_and_flags(case: Run, source: Path, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f'data = "{source}"\nnum_clusters = 5\nlr = 1e-3\nprotocol = "corrected"\nprior_sigma = 0.2\n')
+    small = [s for s in SMALL if s not in ("--lr", "1e-2", "--protocol", "corrected")]
+    args = ["train", "--config", file, "--output", tmp_path / "run", *small, "--num-clusters", "3"]
+    assert case(*args, "--max-steps", "1", "--pictures", "0")[0] == 0
+    saved = (tmp_path / "run" / "config.toml").read_text()
+    for line in ("num_clusters = 3", "lr = 0.001", "prior_sigma = 0.2", 'protocol = "corrected"', "outer_ratio = 0.25"):
+        assert line in saved.splitlines()
+
+
+def spoil_array(change: Callable[[np.ndarray], Any]) -> Callable[[Path], None]:
+    def spoil(data: Path) -> None:
+        path = next(iter(sorted((data / "features" / "train" / "rgb").glob("*.npy"))))
+        np.save(path, change(np.load(path)), allow_pickle=True)
+
+    return spoil
+
+
+def cut_file(data: Path) -> None:
+    path = next(iter(sorted((data / "features" / "train" / "rgb").glob("*.npy"))))
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def rewrite_truth(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def spoil(data: Path) -> None:
+        path = data / "gt.json"
+        content = json.loads(path.read_text())
+        video = (data / "split_train.txt").read_text().split()[0]
+        change(content["database"][video])
+        path.write_text(json.dumps(content))
+
+    return spoil
+
+
+def name_a_ghost(data: Path) -> None:
+    path = data / "split_train.txt"
+    path.write_text(path.read_text() + "ghost\n")
+
+
+def set_nan(x: np.ndarray) -> np.ndarray:
+    x[1, 2] = np.nan
+    return x
+
+
+def past_the_end(entry: dict[str, Any]) -> None:
+    entry["annotations"][0]["segment"][1] = entry["duration"] + 60
+
+
+def unknown_label(entry: dict[str, Any]) -> None:
+    entry["annotations"][0]["label"] = "unicorn"
+
+
+SPOILED = {
+    "missing folder": (lambda d: shutil.rmtree(d), "feature folder not found"),
+    "missing ground truth": (lambda d: (d / "gt.json").unlink(), "gt.json"),
+    "missing split": (lambda d: (d / "split_test.txt").unlink(), "split_test.txt"),
+    "video without features": (name_a_ghost, "ghost"),
+    "zero length": (spoil_array(lambda x: x[:0]), "no features"),
+    "NaN": (spoil_array(set_nan), "NaN"),
+    "other width": (spoil_array(lambda x: x[:, :5]), "numbers per row"),
+    "not 2-D": (spoil_array(lambda x: x[None]), r"shape (rows, width)"),
+    "pickled": (spoil_array(lambda x: x.astype(object)), "pickled"),
+    "corrupt": (cut_file, "npy"),
+    "unknown label": (rewrite_truth(unknown_label), "unicorn"),
+    "segment past the end": (rewrite_truth(past_the_end), "ends past the video"),
+    "no label": (rewrite_truth(lambda e: e["annotations"].clear()), "no label"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_bad_data_is_told_before_anything_is_written(case: Run, data: Path, tmp_path: Path, kind: str) -> None:
+    spoil, expected = SPOILED[kind]
+    spoil(data)
+    line = error_of(case("train", "--data", data, "--output", tmp_path / "run", *SMALL))
+    assert expected in line
+    assert not (tmp_path / "run").exists()
+    code, out, err = case("data", "check", data)
+    assert code == 2
+    assert expected in out + err
+
+
+def test_streams_one_row_apart_are_trimmed_with_a_warning(case: Run, data: Path, tmp_path: Path) -> None:
+    spoil_array(lambda x: x[:-1])(data)
+    code, _, err = case("train", "--data", data, "--output", tmp_path / "run", *SMALL, "--max-steps", "1")
+    assert code == 0
+    assert "warning: " in err
+    assert "streams differ in length" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--num-segments", "0"], "num_segments must be greater than 0"),
+        (["--device", "tpu0"], "device"),
+        (["--device", "cuda"], "device"),
+        (["--fps", "-1"], "fps"),
+        (["--tiou", "0.7:0.1:0.1"], "tiou"),
+    ],
+)
+def test_bad_flags(case: Run, source: Path, tmp_path: Path, flags: list[str], expected: str) -> None:
+    import torch
+
+    if flags[-1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("a CUDA device is present")
+    result = case("train", "--data", source, "--output", tmp_path / "run", *SMALL, *flags)
+    assert expected in error_of(result)
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_that_do_not_exist(case: Run, source: Path) -> None:
+    code, out, err = case("train", "--data", source, "--learning-rate", "1")
+    assert code == 2
+    assert "learning-rate" in out + err
+
+
+def test_no_data_folder(case: Run) -> None:
+    assert "no data folder given" in error_of(case("train"))
+
+
+def test_wrong_checkpoints(case: Run, trained: Path, source: Path, tmp_path: Path) -> None:
+    features = source / "features" / "test"
+    assert "no such run folder" in error_of(case("localize", tmp_path / "none", "--features", features))
+    short = tmp_path / "short.safetensors"
+    short.write_bytes((trained / "last.safetensors").read_bytes()[:1000])
+    assert "truncated or corrupt" in error_of(case("localize", short, "--features", features))
+    wide = tmp_path / "wide"
+    for stream in ("rgb", "flow"):
+        (wide / stream).mkdir(parents=True)
+        np.save(wide / stream / "v.npy", np.ones((20, 9), np.float32))
+    output = tmp_path / "out.json"
+    line = error_of(case("localize", trained, "--features", wide, "--output", output))
+    assert "width (9, 9)" in line
+    assert "(8, 8)" in line
+    assert not output.exists()
+
+
+def test_detections_with_strange_labels(case: Run, tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps({"results": {"v": [{"label": "Unicorn", "score": 1.0, "segment": [0, 1]}]}}))
+    files = ("--ground-truth", GOLDEN / "gt.json", "--predictions", path)
+    assert "Unicorn" in error_of(case("evaluate", *files, "--subset", "test"))
+    path.write_text("{")
+    assert "not valid JSON" in error_of(case("evaluate", *files, "--subset", "test"))
+
+
+def test_info_names_every_op(case: Run) -> None:
+    code, out, _ = case("info")
+    assert code == 0
+    for op in (
+        "sinkhorn",
+        "prototypes",
+        "cosine_logits",
+        "clustering_losses",
+        "temporal_iou",
+        "batched_nms",
+        "propose",
+    ):
+        assert f"op {op}" in out
+
+
+def test_a_stopped_run_says_how_to_go_on(source: Path, tmp_path: Path) -> None:
+    """Ctrl-C in a real process: code 130, a checkpoint, and the command to resume with."""
+    command = [sys.executable, "-m", "case.cli", "train", "--data", source, "--output", tmp_path / "run", *SMALL]
+    command += ["--max-steps", "100000", "--eval-every", "0"]
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(2)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert f"case train --resume --output {tmp_path / 'run'}" in out
+    assert (tmp_path / "run" / "last.safetensors").exists()
