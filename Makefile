@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*)
 
 .PHONY: help venv test demo bench clean
@@ -17,6 +17,7 @@ help:
 	@echo "PYTHON=python3.12 chooses the interpreter; CASE_BUILD_CUDA=0 builds without nvcc; see setup.py for the rest"
 
 # The build tools are installed first and used without isolation, so that they are pinned as well and torch stays out.
+# --no-compile: Python compiles what is imported, on its first import, instead of all of torch at once.
 $(VENV)/.deps: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "case needs Python 3.11 or newer, got " + sys.version.split()[0] + "; make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -24,10 +25,14 @@ $(VENV)/.deps: constraints.txt pyproject.toml
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.deps $(NATIVE)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[test]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e .
 	@touch $@
 
-venv: $(VENV)/.installed
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) 'case-wtal[test]'
+	@touch $@
+
+venv: $(VENV)/.tested
 
 test: venv
 	$(BIN)/ruff check .
@@ -35,7 +40,7 @@ test: venv
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests --color=no
 
-demo: venv
+demo: $(VENV)/.installed
 	$(BIN)/case demo
 
 bench: venv

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train on a data folder, evaluate, draw: checkpoints, metrics, detections and pictures in --output",
     "evaluate": "mAP of a run, or of detections against ground truth (--ground-truth, --predictions)",
     "localize": "detections for feature files with a trained checkpoint: features in, JSON out",
+    "convert": "the authors' best_model.pkl and cls_gt.npy to a checkpoint that localize and evaluate take",
     "synth": "write the embedded synthetic data set as a data folder",
     "data": "check a data folder: `case data check DIR` names everything that is wrong with it at once",
     "demo": "synthetic data, the attention-only baseline, CASE, and their table: the whole tour in a minute or two",

@@ -44,9 +44,9 @@ class Branch(nn.Module):
         self.cosine_scale = cosine_scale
 
     def forward(self, rows: Tensor) -> Heads:
-        embedding = self.base(rows).relu()
+        embedding = self.base(rows).relu_()  # in place: the products' outputs are not needed again
         return Heads(
-            cas=self.cas(self.cas_hidden(rows).relu()),
+            cas=self.cas(self.cas_hidden(rows).relu_()),
             embedding=embedding,
             attention=self.attention(embedding).squeeze(-1).sigmoid(),
             cluster_logits=cosine_logits(embedding, self._unit_prototypes(), scale=self.cosine_scale, unit_y=True),

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from case.compat import from_released, to_released
+from case.compat import from_released, released_sizes, to_released
 from case.config import Settings, settings_from
 from case.engine.learner import Learner
 from case.errors import CaseError
@@ -30,7 +30,11 @@ from case.model import CASE
 
 
 def replay_training(
-    init_state: Mapping[str, Tensor], x: Tensor, y: Tensor, *, settings: Settings | Mapping[str, Any] | Any = None
+    init_state: Mapping[str, Tensor | NDArray[Any]],
+    x: Tensor | NDArray[Any],
+    y: Tensor | NDArray[Any],
+    *,
+    settings: Settings | Mapping[str, Any] | Any = None,
 ) -> dict[str, Any]:
     """Train on given, already sampled batches, one step each.
 
@@ -39,7 +43,8 @@ def replay_training(
         x: (steps, B, T, D) features, the modalities' widths side by side in the order of ``settings.modalities``.
         y: (steps, B, C) video labels, 0 or 1.
         settings: ``Settings``, or a mapping or dataclass of its field names; the rest default to the released
-            THUMOS14 values. num_classes, num_clusters and hidden must agree with the weights where given.
+            THUMOS14 values. modalities, num_classes, num_clusters and hidden come from the weights where a mapping
+            leaves them out, and must agree with them where given.
 
     Returns:
         ``losses``: total loss of each step; ``cls_gt``: cluster labels R (K, 2) after each step, as arrays; ``state``:
@@ -48,13 +53,15 @@ def replay_training(
         (video + attention), ``baseline_scc`` (with w_clu scc) and ``total``.
     """
     x, y = torch.as_tensor(x), torch.as_tensor(y)
-    resolved, widths = _fit(init_state, settings)
+    weights, resolved, widths = _fit(init_state, settings)
+    dtype = next(iter(weights.values())).dtype
+    x, y = x.to(dtype), y.to(dtype)
     if x.dim() != 4 or x.shape[-1] != sum(widths):
         raise CaseError(f"x must have shape (steps, B, T, {sum(widths)}) to match the weights, got {tuple(x.shape)}")
     if y.shape != (*x.shape[:2], resolved.num_classes):
         raise CaseError(f"y must have shape {(*x.shape[:2], resolved.num_classes)}, got {tuple(y.shape)}")
     learner = Learner(widths, resolved)
-    learner.model.load_state_dict(from_released(init_state, resolved.modalities))
+    learner.model.load_state_dict(from_released(weights, resolved.modalities))
     losses, cls_gt = [], []
     first_grad: dict[str, Tensor] = {}
     parts: dict[str, float] = {}
@@ -75,7 +82,7 @@ def replay_training(
 
 
 def replay_inference(
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor | NDArray[Any]],
     cls_gt: Tensor | NDArray[Any],
     features: Mapping[str, NDArray[Any]],
     settings: Settings | Mapping[str, Any] | Any = None,
@@ -92,9 +99,9 @@ def replay_inference(
         Detections in ActivityNet form ({"results": {video: [{"label", "score", "segment"}]}}), and per video the
         (C,) class scores.
     """
-    resolved, widths = _fit(state, settings)
+    weights, resolved, widths = _fit(state, settings)
     model = CASE(widths, resolved)
-    model.load_state_dict(from_released(state, resolved.modalities))
+    model.load_state_dict(from_released(weights, resolved.modalities))
     model.eval()
     videos = list(features)
     arrays = [torch.as_tensor(np.asarray(features[v])).float() for v in videos]
@@ -115,25 +122,17 @@ def replay_inference(
     return to_results(found, videos, resolved.labels), scores
 
 
-def _fit(state: Mapping[str, Tensor], settings: Any) -> tuple[Settings, tuple[int, ...]]:
-    """Settings whose sizes are checked against the weights, and the widths that the weights imply."""
+def _fit(state: Mapping[str, Any], settings: Any) -> tuple[dict[str, Tensor], Settings, tuple[int, ...]]:
+    """Weights as tensors, settings completed by the sizes that the weights imply, and feature widths.
+
+    Raises ``CaseError`` where a size was given that is not the weights'.
+    """
+    weights = {name: torch.as_tensor(value) for name, value in state.items()}
+    widths, sizes = released_sizes(weights)
+    if settings is None or isinstance(settings, Mapping):
+        settings = {**sizes, **(settings or {})}
     resolved = settings_from(settings)
-    shapes = {}
-    for m in resolved.modalities:
-        for name in (f"cas_module_{m}.0.weight", f"cas_module_{m}.2.weight", f"clu_head_{m}.prototypes.weight"):
-            if name not in state:
-                raise CaseError(f"weights lack '{name}'; expected the released names for {resolved.modalities}")
-            shapes[name] = tuple(state[name].shape)
-    widths = tuple(shapes[f"cas_module_{m}.0.weight"][1] for m in resolved.modalities)
-    first = resolved.modalities[0]
-    sizes = {
-        "hidden": shapes[f"cas_module_{first}.0.weight"][0],
-        "num_classes": shapes[f"cas_module_{first}.2.weight"][0],
-        "num_clusters": shapes[f"clu_head_{first}.prototypes.weight"][0],
-    }
-    for name, got in sizes.items():
-        if getattr(resolved, name) != got:
-            raise CaseError(
-                f"settings say {name} = {getattr(resolved, name)} but the weights have {got}; set {name}={got}"
-            )
-    return resolved, widths
+    for name, size in sizes.items():
+        if getattr(resolved, name) != size:
+            raise CaseError(f"settings say {name} = {getattr(resolved, name)!r}, the weights have {size!r}")
+    return weights, resolved, widths

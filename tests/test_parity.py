@@ -98,8 +98,8 @@ def test_detections(golden: dict[str, np.ndarray], inference: dict[str, np.ndarr
 
 def test_settings_that_do_not_fit_the_weights(golden: dict[str, np.ndarray]) -> None:
     x, y = torch.from_numpy(golden["x"]), torch.from_numpy(golden["y"])
-    with pytest.raises(CaseError, match="num_clusters = 16 but the weights have 6"):
-        replay_training(weights(golden, "init/"), x, y, settings={"num_segments": 96})
+    with pytest.raises(CaseError, match="num_clusters = 16, the weights have 6"):
+        replay_training(weights(golden, "init/"), x, y, settings={"num_clusters": 16})
     with pytest.raises(CaseError, match=r"x must have shape \(steps, B, T, 64\)"):
         replay_training(weights(golden, "init/"), x[..., :40], y, settings=SETTINGS)
     with pytest.raises(CaseError, match="unknown setting 'clusters'"):
@@ -117,3 +117,9 @@ def test_double_precision_agrees_with_single(run: dict[str, Any], golden: dict[s
     finally:
         torch.set_default_dtype(previous)
     np.testing.assert_allclose(double["losses"], run["losses"][:2], rtol=5e-7)
+
+
+def test_sizes_come_from_the_weights_and_arrays_will_do(golden: dict[str, np.ndarray], run: dict[str, Any]) -> None:
+    init = {k.removeprefix("init/"): v for k, v in golden.items() if k.startswith("init/")}
+    found = replay_training(init, golden["x"][:1], golden["y"][:1], settings={"lr": 1e-3})
+    assert found["losses"] == pytest.approx(run["losses"][:1], rel=1e-6)

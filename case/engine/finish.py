@@ -135,4 +135,5 @@ def _timeline(
         foreground=activations.foreground[v].numpy(),
         clusters=activations.clusters[v].numpy(),
         cluster_foreground=cluster_foreground,
+        activation=activations.fused[v].numpy(),
     )

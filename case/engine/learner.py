@@ -51,7 +51,8 @@ class Learner:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam/{key}/{name}"] = value
         tensors["labels"], tensors["inference_labels"] = self.labels, self.inference_labels
-        return {"steps": self.steps, "tensors": {k: v.detach().cpu().contiguous() for k, v in tensors.items()}}
+        kept = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        return {"steps": self.steps, "tensors": kept}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what ``state`` gave. Raises ``RuntimeError``, as torch does, where weights do not fit."""

@@ -44,7 +44,10 @@ class Opened:
 
     def localize_data(self, data: Path | None, split: Split) -> tuple[Localized, FeatureFolder, LoadedSplit]:
         """Localize in a split of a data folder (None: the folder of training)."""
-        path = data if data is not None else Path(self.checkpoint.notes["config"]["data"])
+        known = self.checkpoint.notes["config"]["data"]
+        if data is None and known is None:
+            raise CaseError(f"{self.path} does not know a data folder; give one with --data")
+        path = data if data is not None else Path(known)
         s = self.settings
         folder = open_folder(path, fps=s.fps, snippet_stride=s.snippet_stride, modalities=s.modalities)
         if tuple(folder.classes) != s.labels:

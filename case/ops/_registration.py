@@ -15,6 +15,7 @@ from torch import Tensor
 
 from case.ops import _backend
 
+_exclude, _Key = torch._C._SetExcludeDispatchKeyGuard, torch._C.DispatchKey
 _library = torch.library.Library("case", "DEF")
 
 
@@ -63,7 +64,8 @@ def _register_gradient(
     def backward(grads: list[Tensor], needed: list[bool], *args: Any) -> list[Tensor]:
         inputs = list(args)
         leaves = []
-        with torch.enable_grad():
+        # Inside a compiled graph the dispatcher leaves autograd out, and the gradients would silently be zero.
+        with _exclude(_Key.AutogradFunctionality, False), _exclude(_Key.ADInplaceOrView, False), torch.enable_grad():
             for position, wanted in zip(positions, needed, strict=True):
                 if wanted:
                     inputs[position] = inputs[position].detach().requires_grad_()

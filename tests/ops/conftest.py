@@ -1,6 +1,6 @@
 """Fixtures of the op tests: fresh random inputs, every backend and device, and checks that hold for all ops.
 
-A test that takes ``device`` names the ops it exercises, ``@pytest.mark.op("sinkhorn")``, and runs once for every backend
+A test that takes ``device`` names the ops it exercises, ``@pytest.mark.op("sinkhorn")``, and runs for every backend
 and device for which all of them have an implementation; inside it that backend is the current one.
 """
 
@@ -25,7 +25,9 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, to
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "op(*names): the ops a test exercises; decides the backends that `device` runs on")
+    config.addinivalue_line(
+        "markers", "op(*names): the ops a test exercises; decides the backends that `device` runs on"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -157,7 +159,9 @@ def check_gradients(draw: Draw, device: torch.device) -> Callable[..., None]:
 def check_compiles(draw: Draw) -> Callable[..., None]:
     """``torch.compile(fullgraph=True)`` gives what eager gives, and the same gradients."""
 
-    def check(function: Callable[..., Any], *inputs: Tensor, compiler: str = "aot_eager", tolerance: float = 2e-6) -> None:
+    def check(
+        function: Callable[..., Any], *inputs: Tensor, compiler: str = "aot_eager", tolerance: float = 2e-6
+    ) -> None:
         leaves = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
         expected = _outputs(function(*inputs))
         with warnings.catch_warnings():

@@ -25,6 +25,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         u, v = ops.sinkhorn_potentials(logits, **tensors, **marginals, **case["numbers"], group=group)
         outcome.append({"q": q.detach(), "gradients": list(gradients), "u": u.detach(), "v": v.detach()})
     torch.save(outcome, folder / f"rank{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -21,7 +21,9 @@ def by_hand(
     s, e = logits[:, index], embeddings[:, index]
     modalities = range(s.shape[0])
     g = torch.stack([inputs["foreground"], 1 - inputs["foreground"]], dim=1)
-    prior = ops.rank_prior(inputs["attention"][index], 1 - inputs["cluster_labels"][:, 0], SETTINGS["sigma"], ranks=ranks)
+    prior = ops.rank_prior(
+        inputs["attention"][index], 1 - inputs["cluster_labels"][:, 0], SETTINGS["sigma"], ranks=ranks
+    )
     transport = {"scale": SETTINGS["ot_scale"], "n_iters": SETTINGS["n_iters"]}
     q = ops.sinkhorn(s.detach().mean(0), prior=prior, **transport)
     scc = sum(ops.soft_cross_entropy(s[m], q) for m in modalities)

@@ -17,7 +17,9 @@ OPS = ["cosine_logits", "cosine_softmax"]
 SIZES = [(0, 5, 8), (1, 1, 8), (2, 5, 100), (97, 16, 32)]
 
 
-def by_loops(x: NDArray[np.float64], y: NDArray[np.float64], scale: float, unit_y: bool, op: str) -> NDArray[np.float64]:
+def by_loops(
+    x: NDArray[np.float64], y: NDArray[np.float64], scale: float, unit_y: bool, op: str
+) -> NDArray[np.float64]:
     out = np.zeros((*x.shape[:-1], y.shape[-2]))
     for at in np.ndindex(x.shape[:-1]):
         row = x[at]

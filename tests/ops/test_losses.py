@@ -125,7 +125,9 @@ def test_gradients(draw, check_gradients, device):
 
 @pytest.mark.op("soft_cross_entropy", "generalized_cross_entropy")
 def test_compiles(draw, check_compiles, device):
-    x, t, p = (f.float().to(device).requires_grad_() for f in (draw.normal(9, 4), draw.uniform(9, 4), draw.uniform(9, 4)))
+    x, t, p = (
+        f.float().to(device).requires_grad_() for f in (draw.normal(9, 4), draw.uniform(9, 4), draw.uniform(9, 4))
+    )
     check_compiles(lambda a, b: ops.soft_cross_entropy(a, b), x, t)
     check_compiles(lambda a, b: ops.generalized_cross_entropy(a, b, q=0.7, reduction="sum"), p, t)
 

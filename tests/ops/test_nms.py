@@ -26,9 +26,15 @@ def iou(a: Segment, b: Segment, offset: float = 0.0) -> float:
 
 
 def textbook(
-    segments: list[Segment], scores: list[float], threshold: float, method: str, min_score: float, max_num: int | None, offset: float
+    segments: list[Segment],
+    scores: list[float],
+    threshold: float,
+    method: str,
+    min_score: float,
+    max_num: int | None,
+    offset: float,
 ) -> tuple[list[int], list[float]]:
-    """hard and decay_once: kept ones by falling score, then (decay_once) the decayed in the order they left the queue."""
+    """hard and decay_once: kept ones by falling score, then (decay_once) the decayed as they left the queue."""
     queue = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: first in, first out
     kept, decayed = [], []
     while queue:
@@ -206,7 +212,10 @@ def test_temporal_iou(draw, close, device, dtype, sizes):
 
 @pytest.mark.op("temporal_iou")
 def test_temporal_iou_layouts_and_gradients(draw, close, check_gradients, lay_out, device):
-    a, b = (torch.stack([s, s + draw.uniform(3, n, low=1.0, high=4.0)], dim=-1) for n, s in ((n, draw.uniform(3, n, high=3.0)) for n in (4, 5)))
+    a, b = (
+        torch.stack([s, s + draw.uniform(3, n, low=1.0, high=4.0)], dim=-1)
+        for n, s in ((n, draw.uniform(3, n, high=3.0)) for n in (4, 5))
+    )
     laid_a, laid_b = lay_out(a.to(device)), lay_out(b.to(device))
     close(ops.temporal_iou(laid_a, laid_b), ops.temporal_iou(laid_a.contiguous(), laid_b.contiguous()))
     check_gradients(ops.temporal_iou, a[0], b[0])

@@ -15,7 +15,9 @@ from case import ops
 RANKS = ["true", "argsort"]
 
 
-def loop_rank_prior(scores: NDArray[np.float64], centers: NDArray[np.float64], sigma: float, ranks: str) -> NDArray[np.float64]:
+def loop_rank_prior(
+    scores: NDArray[np.float64], centers: NDArray[np.float64], sigma: float, ranks: str
+) -> NDArray[np.float64]:
     """One problem by definition: p_n = (rank_n + 1) / N, rank 0 the highest, ties in order of appearance."""
     n = len(scores)
     order = sorted(range(n), key=lambda i: -scores[i])
@@ -49,7 +51,11 @@ def test_true_ranks_and_argsort_differ(draw, device):
 @pytest.mark.op("sinkhorn", "sinkhorn_potentials")
 @pytest.mark.parametrize("ranks", RANKS)
 def test_rank_prior_need_not_be_written_out(draw, close, device, ranks):
-    logits, scores, centers = draw.normal(2, 23, 5).to(device), draw.distinct(2, 23).to(device), draw.uniform(2, 5).to(device)
+    logits, scores, centers = (
+        draw.normal(2, 23, 5).to(device),
+        draw.distinct(2, 23).to(device),
+        draw.uniform(2, 5).to(device),
+    )
     scores[:, 7] = scores[:, 3]
     matrix = ops.rank_prior(scores, centers, 0.15, ranks=ranks)
     implicit = ops.RankPrior(scores, centers, 0.15, ranks)
@@ -77,7 +83,10 @@ def test_a_plan_is_the_sinkhorn_matrix(draw, close, device):
     mask = draw.keep(0.7, 2, 19, 4).to(device)
     mask[0, 3] = False
     options = {"prior": prior, "scale": 1.7, "mask": mask}
-    marginals = {"row_marginal": draw.uniform(19, low=0.1).to(device), "col_marginal": draw.uniform(4, low=0.1).to(device)}
+    marginals = {
+        "row_marginal": draw.uniform(19, low=0.1).to(device),
+        "col_marginal": draw.uniform(4, low=0.1).to(device),
+    }
     u, v = ops.sinkhorn_potentials(logits, **options, **marginals, n_iters=4)
     assert u.shape == (2, 19)
     assert v.shape == (2, 4)

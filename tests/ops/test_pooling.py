@@ -19,7 +19,7 @@ def by_loops(selector: Tensor, values: Tensor, k: int) -> tuple[Any, Any]:
     indices = np.zeros((*v.shape[:-2], k, v.shape[-1]), np.int64)
     for at in np.ndindex(v.shape[:-2]):
         for c in range(v.shape[-1]):
-            best = sorted(range(v.shape[-2]), key=lambda t: -s[at][t, c])[:k]  # noqa: B023
+            best = sorted(range(v.shape[-2]), key=lambda t: -s[at][t, c])[:k]
             pooled[at][c] = sum(v[at][t, c] for t in best) / k
             indices[at][:, c] = sorted(best)
     return pooled, indices

@@ -37,7 +37,15 @@ def runs(above: list[bool]) -> list[tuple[int, int]]:
 
 
 def by_loops(
-    cas: Array, thresholds: list[float], factor: int, ratio: float, weight: float, scores: Array, mask: Any, seconds: Any, keep_first: bool
+    cas: Array,
+    thresholds: list[float],
+    factor: int,
+    ratio: float,
+    weight: float,
+    scores: Array,
+    mask: Any,
+    seconds: Any,
+    keep_first: bool,
 ) -> list[Row]:
     rows: list[Row] = []
     for video in range(cas.shape[0]):
@@ -80,7 +88,7 @@ def signal(draw: Any, videos: int, rows: int, classes: int) -> Tensor:
 @pytest.mark.parametrize("upsample", [1, 2, 24])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 3), (3, 13, 4), (0, 5, 2), (2, 5, 0)], ids=str)
 def test_values(draw, close, device, sizes, upsample, keep_first):
-    videos, rows, classes = sizes
+    videos, _, classes = sizes
     thresholds = [0.5, 0.1, -0.2, 0.0, 0.95]
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         cas = signal(draw, *sizes).to(dtype)
@@ -99,7 +107,9 @@ def test_values(draw, close, device, sizes, upsample, keep_first):
         )
         exact, weights = cas.double().numpy(), scores.double().numpy()
         check(
-            close, found, by_loops(exact, thresholds, upsample, 0.3, 0.7, weights, mask.numpy(), seconds.numpy(), keep_first)
+            close,
+            found,
+            by_loops(exact, thresholds, upsample, 0.3, 0.7, weights, mask.numpy(), seconds.numpy(), keep_first),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -100,9 +101,15 @@ def test_half_precision_is_computed_in_float32(draw, close, device, dtype):
 def test_memory_layouts(draw, close, device, lay_out, requires_grad):
     logits, prior = draw.normal(3, 17, 5).float(), draw.uniform(3, 17, 5, low=0.1).float()
     rows, columns = draw.uniform(3, 17, low=0.5).float(), draw.uniform(3, 5, low=0.5).float()
-    options = {"prior": lay_out(prior), "row_marginal": rows[:1].expand(3, 17), "col_marginal": columns[:1].expand(3, 5)}
+    options = {
+        "prior": lay_out(prior),
+        "row_marginal": rows[:1].expand(3, 17),
+        "col_marginal": columns[:1].expand(3, 5),
+    }
     x = lay_out(logits)
-    moved = {name: lay_out(value.to(device)) if name == "prior" else value.to(device) for name, value in options.items()}
+    moved = {
+        name: lay_out(value.to(device)) if name == "prior" else value.to(device) for name, value in options.items()
+    }
     q = ops.sinkhorn(lay_out(logits.to(device)).requires_grad_(requires_grad), scale=2.0, **moved)
     assert q.requires_grad == requires_grad
     close(q, plans(x, 2.0, 3, options))
@@ -122,13 +129,15 @@ def test_every_iteration_counts(draw, close, device):
     found = [ops.sinkhorn(logits.to(device), scale=2.0, n_iters=i) for i in (1, 2, 3, 4)]
     for n_iters, q in enumerate(found, start=1):
         close(q, plans(logits, 2.0, n_iters, {}))
-    for earlier, later in zip(found[:-1], found[1:], strict=True):
+    for earlier, later in itertools.pairwise(found):
         assert (earlier - later).abs().max() > 1e-4
 
 
 @pytest.mark.op("sinkhorn")
 def test_only_ratios_of_marginals_matter(draw, close, device):
-    logits, rows, columns = (x.to(device) for x in (draw.normal(11, 4), draw.uniform(11, low=0.1), draw.uniform(4, low=0.1)))
+    logits, rows, columns = (
+        x.to(device) for x in (draw.normal(11, 4), draw.uniform(11, low=0.1), draw.uniform(4, low=0.1))
+    )
     q = ops.sinkhorn(logits, row_marginal=rows, col_marginal=columns)
     close(ops.sinkhorn(logits, row_marginal=rows * 37.0, col_marginal=columns / 11.0), q)
     close(ops.sinkhorn(logits, row_marginal=torch.full_like(rows, 5.0)), ops.sinkhorn(logits))
