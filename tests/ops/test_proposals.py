@@ -125,6 +125,21 @@ def test_margins(draw, close, device, ratio):
 
 
 @pytest.mark.op("propose")
+@pytest.mark.parametrize("ratio, first", [(0.15, 17), (0.3, 17), (0.3, 40)])
+def test_margins_that_end_on_a_sample(draw, close, device, ratio, first):
+    """ratio * length is a whole number for some lengths, but not quite so in float32 or in float64."""
+    lengths = [10, 20, 50, 90, 100]
+    cas = draw.uniform(len(lengths), 200, 1, high=0.4)
+    for video, length in enumerate(lengths):
+        cas[video, first : first + length] += 0.5
+    scores, full = torch.zeros(len(lengths), 1, dtype=torch.float64), np.ones((len(lengths), 1), bool)
+    found = ops.propose(
+        cas.to(device), [0.5], upsample=1, outer_ratio=ratio, video_scores=scores.to(device), seconds_per_row=1.0
+    )
+    check(close, found, by_loops(cas.numpy(), [0.5], 1, ratio, 0.2, scores.numpy(), full, np.ones(len(lengths)), True))
+
+
+@pytest.mark.op("propose")
 def test_first_sample_alone(draw, close, device):
     cas = torch.tensor([0.9, 0.1, 0.1, 0.0], dtype=torch.float64, device=device)[:, None]
     options = {"upsample": 1, "video_scores": torch.tensor([0.5], device=device), "seconds_per_row": 2.0}

@@ -45,7 +45,7 @@ def propose(
         row, first = (edges & ~torch.nn.functional.pad(above, (1, 0))).nonzero(as_tuple=True)
         last = (edges & torch.nn.functional.pad(above, (1, 0))).nonzero(as_tuple=True)[1] - 1
         length = last - first + 1
-        margin = outer_ratio * length.double()  # float32 would round 0.3 * 10 to above 3
+        margin = outer_ratio * length.double()  # in float32, 17 - 0.3 * 50 is not 2
         left = (first - margin).to(torch.long).clamp(min=0)
         right = (last + margin).to(torch.long).clamp(max=samples - 1)
         inner = (before[row, last + 1] - before[row, first]) / length
