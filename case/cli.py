@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone: there is nobody to tell, and flushing at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        console.error(f"{error.filename or 'input/output'}: {error.strerror or error}")
+        return 2
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import dataclasses
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,9 +67,11 @@ class Settings:
     ot_iters: int = 3
     """Sinkhorn iterations."""
     w_clu: float = 1.0
-    """Weight of the snippet clustering loss L_C; 0 turns snippet clustering off."""
+    """Weight of the snippet clustering loss L_C."""
     w_cls: float = 0.3
-    """Weight of the cluster classification loss L_R; with w_clu = 0 too, the attention-only baseline remains."""
+    """Weight of the cluster classification loss L_R."""
+    clustering: bool = True
+    """False: the attention-only baseline, without clustering losses and cluster foreground."""
 
     # -- optimisation ----------------------------------------------------------------------------------------
     lr: float = 1e-4
@@ -156,12 +159,14 @@ class TrainConfig(Settings):
     """Steps between evaluations on the test split; 0: only at the end."""
     log_every: int = 10
     """Steps between entries in metrics.jsonl and TensorBoard."""
+    save_every: int = 200
+    """Steps between checkpoints; one is also written at every evaluation."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
     threads: int = 0
     """CPU threads; 0: torch's default."""
-    pictures: int = 8
-    """Test videos to draw as timelines at the end."""
+    pictures: int = 4
+    """Test videos to draw as timelines at the end, spread over the split."""
     allow_pickle: bool = False
     """Accept pickled feature files, which can run code of whoever made them."""
 
@@ -170,6 +175,8 @@ class TrainConfig(Settings):
         """The method's settings alone."""
         return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
 
+
+_RUN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)} - {f.name for f in dataclasses.fields(Settings)}
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "released": {},
@@ -227,19 +234,25 @@ def make_settings(preset: str = "thumos14", protocol: str = "released", **overri
 
 
 def settings_from(given: Settings | Mapping[str, Any] | Any | None) -> Settings:
-    """Settings from a ``Settings``, a mapping of field names, any dataclass with such fields, or None (defaults).
+    """Settings from a ``Settings``, a mapping of field names, any object with such attributes, or None (defaults).
 
-    A mapping may name ``preset`` and ``protocol`` beside single fields.
+    A mapping may name ``preset`` and ``protocol`` beside single fields; fields of a run (seed, data, ...) are left out.
     """
-    if isinstance(given, Settings):
-        return given
+    return given if isinstance(given, Settings) else make_settings(**settings_fields(given))
+
+
+def settings_fields(given: Any) -> dict[str, Any]:
+    """What ``given`` says of the method's settings, by name (see ``settings_from``)."""
     if given is None:
-        return make_settings()
-    if dataclasses.is_dataclass(given) and not isinstance(given, type):
-        given = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+        return {}
     if not isinstance(given, Mapping):
-        raise CaseError(f"settings must be a mapping or a dataclass, got {type(given).__name__}")
-    return make_settings(**given)
+        if dataclasses.is_dataclass(given) and not isinstance(given, type):
+            given = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+        elif hasattr(given, "__dict__"):
+            given = vars(given)
+        else:
+            raise CaseError(f"settings must be a mapping or a dataclass, got {type(given).__name__}")
+    return {name: value for name, value in given.items() if name == "preset" or name not in _RUN_FIELDS}
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
@@ -250,7 +263,9 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 
 def to_toml(settings: Settings) -> str:
     """``to_dict`` as TOML: JSON's strings, numbers, booleans and flat lists are TOML's too."""
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in to_dict(settings).items())
+    # As it stands, since TOML has no surrogate pairs; DEL alone must be escaped there and is not in JSON.
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in to_dict(settings).items()]
+    return "".join(lines).replace("\x7f", "\\u007f")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -278,9 +293,13 @@ def make_train_config(values: Mapping[str, Any]) -> TrainConfig:
     for name in ("data", "output", "config"):
         if run.get(name) is not None:
             run[name] = Path(run[name])
+    if run.get("data") is not None:
+        run["data"] = run["data"].absolute()  # the run must find it from anywhere
     defaults = TrainConfig()
     run = {k: _coerce(k, v, getattr(defaults, k)) for k, v in run.items()}
-    return TrainConfig(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings)}, **run)
+    config = TrainConfig(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings)}, **run)
+    validate(config)
+    return config
 
 
 def _plain(value: Any) -> Any:
@@ -290,20 +309,36 @@ def _plain(value: Any) -> Any:
 
 
 def _coerce(name: str, value: Any, default: Any) -> Any:
-    if isinstance(value, list):
-        value = tuple(value)
+    """``value`` in the type of the field's default; NumPy's numbers and lists will do."""
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise CaseError(f"{name} must be true or false, got {value!r}")
     elif isinstance(default, int):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or int(value) != value:
+        if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
             raise CaseError(f"{name} must be a whole number, got {value!r}")
-        value = int(value)
+        return int(float(value)) if not isinstance(value, int) else value
     elif isinstance(default, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise CaseError(f"{name} must be a number, got {value!r}")
-        value = float(value)
+        return _finite(name, value)
+    elif isinstance(default, tuple) or name == "class_names":
+        if value is None and default is None:
+            return None
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise CaseError(f"{name} must be a list, got {value!r}")
+        values = tuple(value)
+        if default and isinstance(default[0], float):
+            return tuple(_finite(name, item) for item in values)
+        if not all(isinstance(item, str) and item for item in values):
+            raise CaseError(f"{name} must be a list of names, got {value!r}")
+        return values
     return value
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise CaseError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise CaseError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
 
 
 def validate(settings: Settings) -> None:
@@ -321,8 +356,10 @@ def validate(settings: Settings) -> None:
             raise CaseError(f"{name} must not be negative, got {getattr(s, name)!r}")
     if not 0 <= s.nms_threshold <= 1:
         raise CaseError(f"nms_threshold must lie in [0, 1], got {s.nms_threshold!r}")
-    if not s.act_thresholds or not all(math.isfinite(t) for t in s.act_thresholds):
-        raise CaseError(f"act_thresholds must hold at least one finite number, got {s.act_thresholds!r}")
+    if not s.act_thresholds:
+        raise CaseError("act_thresholds must hold at least one number, got none")
+    if len(s.betas) != 2 or not all(0 <= beta < 1 for beta in s.betas):
+        raise CaseError(f"betas must be two numbers in [0, 1), got {s.betas!r}")
     if not 0 < s.gce_q <= 1:
         raise CaseError(f"gce_q must lie in (0, 1], got {s.gce_q!r}")
     if not 0 <= s.label_momentum < 1:
@@ -338,6 +375,20 @@ def validate(settings: Settings) -> None:
             raise CaseError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {getattr(s, name)!r}")
     if not s.tiou or not all(0 < t <= 1 for t in s.tiou):
         raise CaseError(f"tiou must hold thresholds in (0, 1], got {s.tiou!r}")
+    if isinstance(s, TrainConfig):
+        _validate_run(s)
+
+
+def _validate_run(config: TrainConfig) -> None:
+    for name in ("log_every", "save_every"):
+        if getattr(config, name) < 1:
+            raise CaseError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name in ("max_steps", "seed"):
+        if not 0 <= getattr(config, name) < 2**63:
+            raise CaseError(f"{name} must lie in 0..2^63 - 1, got {getattr(config, name)}")
+    for name in ("eval_every", "threads", "pictures"):
+        if getattr(config, name) < 0:
+            raise CaseError(f"{name} must not be negative, got {getattr(config, name)}")
 
 
 _CHOICES = {

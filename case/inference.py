@@ -9,7 +9,7 @@ from torch import Tensor
 
 from case.config import Settings
 from case.model import Heads
-from case.objective import fuse, uses_clusters
+from case.objective import fuse
 from case.ops import batched_nms, propose, topk_pool
 
 
@@ -57,7 +57,7 @@ def activate(heads: Heads, index: Tensor, cluster_labels: Tensor, settings: Sett
     cas, attention = heads.cas[:, index], heads.attention[:, index]
     assignment = heads.cluster_logits.softmax(-1)
     h = (assignment @ cluster_labels[:, :1].to(assignment.dtype)).squeeze(-1)[:, index]
-    fused = fuse(cas, attention, h if uses_clusters(settings) else None)
+    fused = fuse(cas, attention, h if settings.clustering else None)
     k = max(1, index.shape[1] // settings.topk_divisor)
     pooled = topk_pool(fused.expand_as(cas), cas, k)
     scores = pooled.softmax(-1).mean(0)
@@ -65,7 +65,7 @@ def activate(heads: Heads, index: Tensor, cluster_labels: Tensor, settings: Sett
     best = torch.zeros_like(kept).scatter_(1, scores.argmax(1, keepdim=True), True)
     kept = torch.where(kept.any(1, keepdim=True), kept, best)
     clusters = heads.cluster_logits.mean(0).argmax(-1)[index]
-    foreground = h.mean(0) if uses_clusters(settings) else torch.zeros_like(attention[0])
+    foreground = h.mean(0) if settings.clustering else torch.zeros_like(attention[0])
     return Activations(fused, scores, kept, attention.mean(0), foreground, clusters)
 
 

@@ -29,11 +29,6 @@ def initial_cluster_labels(settings: Settings, device: torch.device | None = Non
     return torch.full((settings.num_clusters, 2), share, device=device)
 
 
-def uses_clusters(settings: Settings) -> bool:
-    """False for the attention-only baseline (both clustering weights 0), which has no cluster labels to speak of."""
-    return settings.w_clu > 0 or settings.w_cls > 0
-
-
 def fuse(cas: Tensor, attention: Tensor, cluster_foreground: Tensor | None = None) -> Tensor:
     """F: the mean over modalities of softmax(CAS), averaged with every attention (and cluster foreground) curve.
 
@@ -61,8 +56,7 @@ def training_losses(heads: Heads, index: Tensor, labels: Tensor, cluster_labels:
         cluster_labels: (K, 2), R of the previous step.
 
     Returns:
-        ``Losses``; with both clustering weights 0, the attention-only baseline, whose clustering losses are 0 and
-        whose cluster labels are those given.
+        ``Losses``; without ``settings.clustering`` the clustering losses are 0 and the cluster labels those given.
     """
     batch, segments = index.shape
     cas, attention = heads.cas[:, index], heads.attention[:, index]
@@ -84,7 +78,7 @@ def training_losses(heads: Heads, index: Tensor, labels: Tensor, cluster_labels:
 
     # 3., 4. Snippet clustering and cluster classification, on all snippets of the batch as one set.
     total = video + attending
-    if not uses_clusters(settings):
+    if not settings.clustering:
         zero = torch.zeros_like(video)
         return Losses(total, video, attending, zero, zero, cluster_labels)
     scc, ccc, new_labels = clustering_losses(

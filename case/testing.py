@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from case.compat import from_released, released_sizes, to_released
-from case.config import Settings, settings_from
+from case.config import Settings, settings_fields, settings_from
 from case.engine.learner import Learner
 from case.errors import CaseError
 from case.inference import activate, localize, to_results, uniform_rows
@@ -48,14 +48,14 @@ def replay_training(
 
     Returns:
         ``losses``: total loss of each step; ``cls_gt``: cluster labels R (K, 2) after each step, as arrays; ``state``:
-        final weights by checkpoint name; ``first_step_grad``: gradients of the first step by checkpoint name;
+        final weights by checkpoint name; ``inference_labels``: R for testing, smoothed where ``label_momentum`` asks
+        for it (else the last of ``cls_gt``); ``first_step_grad``: gradients of the first step by checkpoint name;
         ``parts``: the first step's ``video``, ``attention``, ``scc``, ``ccc``, and the sums ``baseline``
         (video + attention), ``baseline_scc`` (with w_clu scc) and ``total``.
     """
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    x, y = _stacked("x", x), _stacked("y", y)
     weights, resolved, widths = _fit(init_state, settings)
-    dtype = next(iter(weights.values())).dtype
-    x, y = x.to(dtype), y.to(dtype)
+    x, y = x.to(torch.get_default_dtype()), y.to(torch.get_default_dtype())
     if x.dim() != 4 or x.shape[-1] != sum(widths):
         raise CaseError(f"x must have shape (steps, B, T, {sum(widths)}) to match the weights, got {tuple(x.shape)}")
     if y.shape != (*x.shape[:2], resolved.num_classes):
@@ -78,7 +78,14 @@ def replay_training(
             parts["baseline"] = parts["video"] + parts["attention"]
             parts["baseline_scc"] = parts["baseline"] + resolved.w_clu * parts["scc"]
     state = {k: v.detach().clone() for k, v in to_released(learner.model.state_dict(), resolved.modalities).items()}
-    return {"losses": losses, "cls_gt": cls_gt, "state": state, "first_step_grad": first_grad, "parts": parts}
+    return {
+        "losses": losses,
+        "cls_gt": cls_gt,
+        "state": state,
+        "inference_labels": learner.inference_labels.numpy(force=True).copy(),
+        "first_step_grad": first_grad,
+        "parts": parts,
+    }
 
 
 def replay_inference(
@@ -105,6 +112,11 @@ def replay_inference(
     model.eval()
     videos = list(features)
     arrays = [torch.as_tensor(np.asarray(features[v])).float() for v in videos]
+    labels = torch.as_tensor(cls_gt)
+    if labels.shape != (resolved.num_clusters, 2):
+        raise CaseError(f"cls_gt must have shape ({resolved.num_clusters}, 2), got {tuple(labels.shape)}")
+    if not videos:
+        raise CaseError("features must hold at least one video, got none")
     for video, array in zip(videos, arrays, strict=True):
         if array.dim() != 2 or array.shape[0] == 0 or array.shape[1] != sum(widths):
             raise CaseError(
@@ -116,10 +128,20 @@ def replay_inference(
         index = torch.stack(
             [start + uniform_rows(len(a), resolved.num_segments) for start, a in zip(first, arrays, strict=True)]
         )
-        activations = activate(heads, index, torch.as_tensor(cls_gt), resolved)
+        activations = activate(heads, index, labels, resolved)
         found = localize(activations, torch.tensor([len(a) for a in arrays]), resolved)
     scores = dict(zip(videos, activations.video_scores.numpy(), strict=True))
     return to_results(found, videos, resolved.labels), scores
+
+
+def _stacked(name: str, value: Any) -> Tensor:
+    """A tensor from a tensor, an array, or a list of either; ``CaseError`` where it holds NaN or infinity."""
+    tensor = (
+        torch.stack([torch.as_tensor(v) for v in value]) if isinstance(value, list | tuple) else torch.as_tensor(value)
+    )
+    if not bool(tensor.isfinite().all()):
+        raise CaseError(f"{name} holds NaN or infinity; every batch must be finite")
+    return tensor
 
 
 def _fit(state: Mapping[str, Any], settings: Any) -> tuple[dict[str, Tensor], Settings, tuple[int, ...]]:
@@ -129,9 +151,8 @@ def _fit(state: Mapping[str, Any], settings: Any) -> tuple[dict[str, Tensor], Se
     """
     weights = {name: torch.as_tensor(value) for name, value in state.items()}
     widths, sizes = released_sizes(weights)
-    if settings is None or isinstance(settings, Mapping):
-        settings = {**sizes, **(settings or {})}
-    resolved = settings_from(settings)
+    given = settings_fields(settings)
+    resolved = settings_from({**sizes, **given} if not isinstance(settings, Settings) else settings)
     for name, size in sizes.items():
         if getattr(resolved, name) != size:
             raise CaseError(f"settings say {name} = {getattr(resolved, name)!r}, the weights have {size!r}")

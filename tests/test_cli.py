@@ -222,6 +222,7 @@ SPOILED = {
     "corrupt": (cut_file, "npy"),
     "unknown label": (rewrite_truth(unknown_label), "unicorn"),
     "segment past the end": (rewrite_truth(past_the_end), "ends past the video"),
+    "streams far apart": (spoil_array(lambda x: x[: len(x) // 2]), "too far apart"),
     "no label": (rewrite_truth(lambda e: e["annotations"].clear()), "no label"),
 }
 
@@ -254,6 +255,12 @@ def test_streams_one_row_apart_are_trimmed_with_a_warning(case: Run, data: Path,
         (["--device", "cuda"], "device"),
         (["--fps", "-1"], "fps"),
         (["--tiou", "0.7:0.1:0.1"], "tiou"),
+        (["--log-every", "0"], "log_every"),
+        (["--threads", "-1"], "threads"),
+        (["--pictures", "-1"], "pictures"),
+        (["--seed", str(2**70)], "seed"),
+        (["--betas", "0.9", "1.5"], "betas"),
+        (["--score-weight", "nan"], "score_weight"),
     ],
 )
 def test_bad_flags(case: Run, source: Path, tmp_path: Path, flags: list[str], expected: str) -> None:
@@ -264,6 +271,75 @@ def test_bad_flags(case: Run, source: Path, tmp_path: Path, flags: list[str], ex
     result = case("train", "--data", source, "--output", tmp_path / "run", *SMALL, *flags)
     assert expected in error_of(result)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_subset_is_told_before_training(case: Run, data: Path, tmp_path: Path) -> None:
+    described = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**described, "test_subset": "elsewhere"}))
+    line = error_of(case("train", "--data", data, "--output", tmp_path / "run", *SMALL))
+    assert "no annotation in subset 'elsewhere'" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_on_test_videos_is_refused(case: Run, data: Path, tmp_path: Path) -> None:
+    video = (data / "split_test.txt").read_text().split()[0]
+    for stream in ("rgb", "flow"):
+        shutil.copy(data / "features" / "test" / stream / f"{video}.npy", data / "features" / "train" / stream)
+    with open(data / "split_train.txt", "a") as file:
+        file.write(f"{video}\n")
+    line = error_of(case("train", "--data", data, "--output", tmp_path / "run", *SMALL))
+    assert f"training videos are in the test split too: {video}" in line
+
+
+def test_what_cannot_change_on_resume(case: Run, trained: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(trained, tmp_path / "run"))
+    line = error_of(case("train", "--resume", "--output", output, "--num-clusters", "5"))
+    assert "num_clusters is 5" in line
+    assert "leave --config out" in error_of(case("train", "--resume", "--output", output, "--config", "c.toml"))
+
+
+def test_a_run_works_from_anywhere(case: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source.parent)
+    assert case("train", "--data", source.name, "--output", tmp_path / "run", *SMALL, "--pictures", "0")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert case("evaluate", "run")[0] == 0
+    assert case("train", "--resume", "--output", "run", "--max-steps", "5")[0] == 0
+
+
+def test_stopped_before_any_evaluation_a_run_can_be_finished(case: Run, source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert case("train", "--data", source, "--output", output, *SMALL, "--max-steps", "0")[0] == 0
+    assert json.loads((output / "results.json").read_text())["last"]["step"] == 0
+
+
+def test_names_in_any_script(case: Run, data: Path, tmp_path: Path) -> None:
+    for name in ("gt.json", "dataset.json"):
+        text = (data / name).read_text(encoding="utf-8")
+        (data / name).write_text(text.replace("action_1", "跳 \U0001f642"), encoding="utf-8")
+    output = tmp_path / "run"
+    assert case("train", "--data", data, "--output", output, *SMALL, "--pictures", "0")[0] == 0
+    assert case("train", "--resume", "--output", output, "--max-steps", "5")[0] == 0
+
+
+def test_the_demo_deletes_only_a_demo(case: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "data" / "precious.npy").touch()
+    assert "is not an earlier demo" in error_of(case("demo", "--output", tmp_path / "mine"))
+    assert (tmp_path / "mine" / "data" / "precious.npy").exists()
+    (tmp_path / "file").touch()
+    assert "is not an earlier demo" in error_of(case("demo", "--output", tmp_path / "file"))
+
+
+def test_json_into_a_missing_folder(case: Run, tmp_path: Path) -> None:
+    files = ("--ground-truth", GOLDEN / "gt.json", "--predictions", GOLDEN / "detections.json")
+    line = error_of(case("evaluate", *files, "--json", tmp_path / "none" / "x.json"))
+    assert "make its folder first" in line
+
+
+def test_localize_into_a_pipe(trained: Path, source: Path) -> None:
+    command = [sys.executable, "-m", "case.cli", "localize", trained, "--features", source / "features" / "test"]
+    done = subprocess.run([*map(str, command), "--output", "/dev/stdout"], capture_output=True, text=True, check=True)
+    assert '"results"' in done.stdout
 
 
 def test_flags_that_do_not_exist(case: Run, source: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from case.config import (
@@ -64,6 +66,10 @@ def test_settings_from_many_forms() -> None:
     assert settings_from(None) == make_settings()
     assert settings_from({"preset": "activitynet12", "protocol": "corrected"}).num_classes == 100
     assert settings_from(to_dict(expected)) == expected
+    assert (
+        settings_from(SimpleNamespace(num_clusters=np.int64(6), lr=np.float64(1e-3), seed=3, device="cpu")) == expected
+    )
+    assert settings_from({"tiou": np.array([0.5, 0.75])}).tiou == (0.5, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,7 @@ def test_settings_from_many_forms() -> None:
         ({"num_segments": 7.5}, "num_segments must be a whole number, got 7.5"),
         ({"num_segments": "many"}, "num_segments must be a whole number, got 'many'"),
         ({"lr": "fast"}, "lr must be a number, got 'fast'"),
-        ({"lr": float("nan")}, "lr must be greater than 0"),
+        ({"lr": float("nan")}, "lr must be a finite number, got nan"),
         ({"keep_first_sample": 1}, "keep_first_sample must be true or false"),
         ({"gce_q": 1.5}, r"gce_q must lie in \(0, 1\]"),
         ({"prior_ranks": "sorted"}, "prior_ranks must be one of argsort, true"),
@@ -86,6 +92,12 @@ def test_settings_from_many_forms() -> None:
         ({"modalities": []}, "modalities must name at least one"),
         ({"tiou": [0.0]}, "tiou must hold thresholds"),
         ({"act_thresholds": []}, "act_thresholds must hold"),
+        ({"tiou": 0.5}, "tiou must be a list, got 0.5"),
+        ({"tiou": [0.1, "a"]}, "tiou must be a number, got 'a'"),
+        ({"act_thresholds": "x"}, "act_thresholds must be a list, got 'x'"),
+        ({"class_names": 3}, "class_names must be a list, got 3"),
+        ({"betas": [0.9]}, "betas must be two numbers"),
+        ({"nms_sigma": float("inf")}, "nms_sigma must be a finite number"),
         ({"ot_iters": 0}, "ot_iters must be greater than 0"),
     ],
 )

@@ -310,7 +310,7 @@ DAMAGES = [
         "pickled",
         "pickled",
         "holds pickled Python objects, which can run code when loaded; save it as a plain float array, "
-        "or pass allow_pickle=True if you trust whoever made it",
+        "or allow it (--allow-pickle) if you trust whoever made it",
     ),
 ]
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from case.commands.train import configure
 from case.config import TrainConfig, make_settings
@@ -190,13 +192,19 @@ def test_a_full_disk_leaves_nothing_half_written(data: Path, tmp_path: Path, mon
     assert not list((tmp_path / "run").glob(".tmp*"))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "missing", "incomplete"])
 def test_a_damaged_checkpoint_is_told_in_one_line(data: Path, tmp_path: Path, damage: str) -> None:
     training.run_training(training.open_run(config(data, tmp_path / "run", max_steps=1)))
     path = tmp_path / "run" / "last.safetensors"
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
+    elif damage == "incomplete":
+        tensors = load_file(path)
+        del tensors["model/branches.rgb.base.bias"]
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        save_file(tensors, path, metadata)
     else:
         path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "foreign": b"PK" * 999}[damage])
     with pytest.raises(CaseError, match=r"last\.safetensors: checkpoint") as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from case import console
 from case.commands._flags import parse
 from case.commands.train import configure
-from case.data import DEMO, write
+from case.data import DEMO, atomic_write, make_folder, write
 from case.errors import CaseError
 
 
@@ -28,6 +28,8 @@ def run(argv: Sequence[str]) -> int:
         DemoConfig, argv, command="demo",
         description="Make synthetic data, train the attention-only baseline and CASE on it, compare and draw.",
     )  # fmt: skip
+    if config.max_steps < 1:
+        raise CaseError(f"max_steps must be at least 1, got {config.max_steps}")
     data, runs = config.output / "data", {"baseline": config.output / "baseline", "CASE": config.output / "case"}
     _clear(config.output)
     console.note(f"1/3 synthetic data: {DEMO.num_train} training and {DEMO.num_test} test videos, {data}")
@@ -39,13 +41,14 @@ def run(argv: Sequence[str]) -> int:
 
     scores = {}
     for number, (name, output) in enumerate(runs.items(), start=2):
-        weights = {"w_clu": 0.0, "w_cls": 0.0} if name == "baseline" else {}
-        console.note(f"{number}/3 {name}{' (attention only)' if weights else ''}, {config.max_steps} steps")
+        baseline = name == "baseline"
+        console.note(f"{number}/3 {name}{' (attention only)' if baseline else ''}, {config.max_steps} steps")
         training = open_run(
             configure(
                 {
                     "preset": "demo", "protocol": "corrected", "data": data, "output": output, "seed": config.seed,
-                    "max_steps": config.max_steps, "pictures": 4, **weights,
+                    "max_steps": config.max_steps, "pictures": 4,
+                    "clustering": not baseline,
                 }
             )
         )  # fmt: skip
@@ -65,10 +68,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier demo, and nothing that is not one."""
-    if not folder.exists():
-        return
-    strangers = {p.name for p in folder.iterdir()} - {"data", "baseline", "case", "released"}
-    if strangers:
-        raise CaseError(f"{folder} holds something that no demo wrote ({sorted(strangers)[0]}); give another --output")
-    shutil.rmtree(folder)
+    """An empty folder for the demo: an earlier demo is removed, and nothing that does not carry its mark."""
+    mark = folder / ".case-demo"
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not mark.exists())):
+        raise CaseError(f"{folder} exists and is not an earlier demo; give another --output")
+    if folder.exists():
+        shutil.rmtree(folder)
+    make_folder(folder)
+    atomic_write(mark, b"case demo may delete this folder\n")

@@ -35,6 +35,8 @@ class EvaluateConfig:
     """cpu, cuda, cuda:1, ..."""
     per_class: bool = False
     """Also print the AP of each class."""
+    allow_pickle: bool = False
+    """Accept pickled feature files, which can run code of whoever made them."""
     json: Path | None = None
     """File for mAP, tiou, ap_per_tiou and ap_per_class."""
 
@@ -71,7 +73,7 @@ def _of_run(config: EvaluateConfig) -> tuple[str, MeanAP]:
 
     assert config.run is not None
     opened = open_checkpoint(config.run, device=config.device)
-    localized, folder, split = opened.localize_data(config.data, "test")
+    localized, folder, split = opened.localize_data(config.data, "test", allow_pickle=config.allow_pickle)
     tiou = parse_tiou(config.tiou) if config.tiou else opened.settings.tiou
     score = opened.score(localized, folder, split, tiou=tiou, subset=config.subset)
     console.note(f"{opened.path}, step {opened.checkpoint.steps}: video accuracy {score.video_accuracy:.3f}")

@@ -71,8 +71,12 @@ def _values(args: Sequence[str]) -> dict[str, Any]:
             raise CaseError(f"{saved}: no run to resume; give its folder as --output, or leave --resume out")
         values = read_toml(saved)
         for name in ("preset", "protocol"):
-            if name in flags and flags[name] != values[name]:
-                raise CaseError(f"this run was started with {name} {values[name]}; resume it so, or start a new one")
+            if name in flags and flags[name] != values.get(name):
+                raise CaseError(
+                    f"this run was started with {name} {values.get(name)}; resume it so, or start a new one"
+                )
+        if "config" in flags:
+            raise CaseError("--resume goes on with the run's own config.toml; leave --config out, and give flags")
     else:
         values = read_toml(Path(flags["config"])) if "config" in flags else {}
     return {**values, **flags}

@@ -98,7 +98,7 @@ def load_released(weights: Path, cluster_labels: Path) -> tuple[dict[str, Tensor
         raise CaseError(f"{weights}: not a file of plain weights ({type(error).__name__}); is it damaged?") from error
     try:
         labels = torch.from_numpy(np.load(cluster_labels, allow_pickle=False)).float()
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, TypeError, OSError, EOFError) as error:
         raise CaseError(f"{cluster_labels}: not a .npy array of numbers ({type(error).__name__})") from error
     if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
         raise CaseError(f"{weights}: must hold a state_dict (names to tensors), got {type(stored).__name__}")

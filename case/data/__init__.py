@@ -4,7 +4,7 @@ from case.data.annotations import GroundTruth, VideoTruth, load_detections, load
 from case.data.check import check_folder
 from case.data.check_report import Finding, Report, SplitSummary
 from case.data.features import FeatureError
-from case.data.files import atomic_write, load_json, save_json
+from case.data.files import atomic_write, load_json, make_folder, save_json
 from case.data.folder import FeatureFolder, LoadedSplit, load_split, open_folder
 from case.data.synthetic import DEMO, THUMOS14_SIZED, SyntheticConfig, SyntheticData, generate, iter_videos, write
 from case.data.wtalc import load_wtalc
@@ -31,6 +31,7 @@ __all__ = [
     "load_json",
     "load_split",
     "load_wtalc",
+    "make_folder",
     "open_folder",
     "save_json",
     "to_json",

@@ -17,7 +17,6 @@ import numpy as np
 from case.data.files import PathLike, load_json
 from case.errors import CaseError
 
-
 # Seconds by which a segment may pass the end of its video: annotations are rounded.
 TIME_TOLERANCE = 1e-3
 

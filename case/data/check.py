@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from case.data.annotations import load_database, misplaced, parse_annotation, parse_entry
-from case.data.check_report import Report, SplitSummary
+from case.data.check_report import Report, Severity, SplitSummary
 from case.data.features import FeatureError, read_features
 from case.data.files import PathLike
-from case.data.folder import feature_name, lengths_text
+from case.data.folder import feature_name, lengths_text, too_different
 from case.data.layout import SPLITS, checked_field, find_modalities, is_file_name, read_description, read_split_lines
 from case.errors import CaseError
 
@@ -161,7 +159,8 @@ def _read_all_features(
             dtypes[stream].add(str(array.dtype))
         if len(set(lengths.values())) > 1:
             text = lengths_text(split, video, tuple(lengths), tuple(lengths.values()))
-            report.add("warning", "streams differ in length", split, video, text)
+            severity: Severity = "error" if too_different(tuple(lengths.values())) else "warning"
+            report.add(severity, "streams differ in length", split, video, text)
         if lengths:
             rows[split][video] = min(lengths.values())
         if progress is not None:
@@ -199,13 +198,16 @@ def _check_truth(
     if known is None:
         report.splits[split].seconds += duration or 0.0
         return
-    if known.duration is not None and covered is not None:
-        if abs(covered - known.duration) > max(2 * report.seconds_per_row, 0.1 * known.duration):
-            text = (
-                f"{split} video '{video}': {rows} rows cover {covered:.1f} s, gt.json says {known.duration:.1f} s; "
-                "check fps and snippet_stride"
-            )
-            report.add("warning", "duration differs from features", split, video, text)
+    if (
+        known.duration is not None
+        and covered is not None
+        and abs(covered - known.duration) > max(2 * report.seconds_per_row, 0.1 * known.duration)
+    ):
+        text = (
+            f"{split} video '{video}': {rows} rows cover {covered:.1f} s, gt.json says {known.duration:.1f} s; "
+            "check fps and snippet_stride"
+        )
+        report.add("warning", "duration differs from features", split, video, text)
     for label, start, end in known.instances:
         problem = misplaced(start, end, known.duration, rows, report.seconds_per_row)
         if problem is not None:

@@ -111,7 +111,7 @@ def _unpickle(path: Path, name: str, allow_pickle: bool) -> np.ndarray:
         raise FeatureError(
             "pickled",
             f"{name}: holds pickled Python objects, which can run code when loaded; save it as a plain float array, "
-            "or pass allow_pickle=True if you trust whoever made it",
+            "or allow it (--allow-pickle) if you trust whoever made it",
         )
     try:
         objects = np.load(path, allow_pickle=True, encoding="latin1")

@@ -6,6 +6,7 @@ Every file the package writes (JSON, checkpoints, figures) goes through :func:`a
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -35,15 +36,16 @@ def atomic_write(path: PathLike, content: bytes | Callable[[BinaryIO], object]) 
 
     Raises ``CaseError`` naming path and reason when the system refuses; whatever the function raises passes through.
     """
-    # realpath: replacing a link by a file would cut other names off from the new content.
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if os.path.isdir(path):
         raise CaseError(f"cannot write {path}: it is a folder; give the name of a file")
     try:
-        if target.exists() and not target.is_file():
-            with open(target, "wb") as device:
+        # Asked of the path as given: a pipe behind /dev/stdout has no name that could be resolved.
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb") as device:
                 _put(device, content)
             return
+        # realpath: replacing a link by a file would cut other names off from the new content.
+        target = Path(os.path.realpath(path))
         # A short name of its own: the target's name may already be as long as the file system allows.
         temporary = target.parent / f".tmp-{secrets.token_hex(8)}"
         try:
@@ -57,8 +59,22 @@ def atomic_write(path: PathLike, content: bytes | Callable[[BinaryIO], object]) 
                 temporary.unlink()
             raise
     except OSError as error:
-        raise CaseError(f"cannot write {path}: {reason(error)}; free space or choose another folder") from error
+        raise CaseError(f"cannot write {path}: {reason(error)}; {_cure(error)}") from error
     sync_folder(target.parent)
+
+
+def make_folder(path: PathLike) -> None:
+    """Make a folder and its parents unless they are there. Raises ``CaseError`` in one line where that fails."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaseError(f"cannot make the folder {path}: {reason(error)}; {_cure(error)}") from error
+
+
+def _cure(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space or choose another folder"
+    return "make its folder first" if error.errno == errno.ENOENT else "choose another place"
 
 
 def _put(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None:

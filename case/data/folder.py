@@ -139,6 +139,8 @@ class FeatureFolder:
     def _common_rows(self, split: str, video: str, rows: Sequence[int]) -> int:
         if len(set(rows)) > 1:
             note = lengths_text(split, video, self.modalities, rows)
+            if too_different(rows):
+                raise FeatureError("streams differ in length", note)
             if note not in self.notes:
                 self.notes.append(note)
         return min(rows)
@@ -149,10 +151,16 @@ def feature_name(split: str, modality: str, video: str) -> str:
     return f"features/{split}/{modality}/{video}.npy"
 
 
+def too_different(rows: Sequence[int]) -> bool:
+    """Whether streams of these lengths can be one video: extractors disagree by a row or a few, not by a tenth."""
+    return max(rows) - min(rows) > max(8, max(rows) // 10)
+
+
 def lengths_text(split: str, video: str, modalities: Sequence[str], rows: Sequence[int]) -> str:
     """What is said of streams that differ in length."""
     lengths = ", ".join(f"{modality} {n}" for modality, n in zip(modalities, rows, strict=True))
-    return f"{split} video {video}: streams differ in length ({lengths} rows); using the first {min(rows)}"
+    what = "too far apart to trim, extract them again" if too_different(rows) else f"using the first {min(rows)}"
+    return f"{split} video {video}: streams differ in length ({lengths} rows); {what}"
 
 
 def open_folder(

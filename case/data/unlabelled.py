@@ -9,7 +9,7 @@ import numpy as np
 
 from case.data.features import read_features
 from case.data.files import PathLike
-from case.data.folder import LoadedSplit
+from case.data.folder import LoadedSplit, too_different
 from case.errors import CaseError
 
 
@@ -49,6 +49,8 @@ def load_features(
             for m in modalities
         ]
         rows = min(len(a) for a in arrays)
+        if too_different([len(a) for a in arrays]):
+            raise CaseError(f"{video}: streams have {[len(a) for a in arrays]} rows; too far apart, extract them again")
         if rows < max(len(a) for a in arrays):
             notes.append(f"{video}: streams differ in length; using the first {rows} rows")
         for stream, array in zip(per_stream, arrays, strict=True):

@@ -75,12 +75,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         description = json.loads(metadata.get("case", "{}"))
+        known = description if isinstance(description, dict) else {}
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         detail = " ".join(str(error).split())
         raise CaseError(
             f"{path}: checkpoint is truncated or corrupt ({detail}); use an earlier one or train again"
         ) from error
-    if description.get("format") != FORMAT:
-        raise CaseError(f"{path}: not a checkpoint of case (format {description.get('format')!r}, not {FORMAT!r})")
-    settings = settings_from(description["settings"])
-    return Checkpoint(settings, tuple(description["widths"]), description["steps"], tensors, description["notes"])
+    if known.get("format") != FORMAT:
+        raise CaseError(f"{path}: checkpoint is not one of case (format {known.get('format')!r}, not {FORMAT!r})")
+    missing = [name for name in ("settings", "widths", "steps", "notes") if name not in known]
+    if missing:
+        raise CaseError(f"{path}: checkpoint lacks its {', '.join(missing)}; use an earlier one or train again")
+    settings = settings_from(known["settings"])
+    checkpoint = Checkpoint(settings, tuple(known["widths"]), known["steps"], tensors, known["notes"])
+    _check_tensors(path, checkpoint)
+    return checkpoint
+
+
+def _check_tensors(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise ``CaseError`` unless the weights and labels are there in the shapes that the settings imply."""
+    with torch.device("meta"):
+        expected = {f"model/{k}": v.shape for k, v in CASE(checkpoint.widths, checkpoint.settings).state_dict().items()}
+    expected |= dict.fromkeys(("labels", "inference_labels"), torch.Size((checkpoint.settings.num_clusters, 2)))
+    for name, shape in expected.items():
+        found = checkpoint.tensors.get(name)
+        if found is None or found.shape != shape:
+            got = "nothing" if found is None else f"shape {tuple(found.shape)}"
+            raise CaseError(f"{path}: checkpoint has {got} for '{name}', expected shape {tuple(shape)}; train again")

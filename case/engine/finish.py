@@ -9,7 +9,7 @@ import numpy as np
 
 from case import console, viz
 from case.config import Settings, TrainConfig
-from case.data import FeatureFolder, save_json
+from case.data import FeatureFolder, make_folder, save_json
 from case.engine.checkpoint import load_checkpoint
 from case.engine.evaluate import Localized, Score, localize_split, score_split
 from case.engine.runlog import read_entries, series
@@ -35,9 +35,10 @@ def finish_run(run: TrainingRun) -> dict[str, Outcome]:
     ``ap.png`` and ``report.md``. Returns the outcomes by name: ``last``, ``best-test``.
     """
     config, output = run.config, run.config.output
-    outcomes = {name: _outcome(run, name, output / file) for name, file in (("last", LAST), ("best-test", BEST))}
-    kept = outcomes[config.keep_checkpoint]
-    save_json(output / "results.json", _results(config, outcomes), indent=1)
+    files = {"last": output / LAST, "best-test": output / BEST}
+    outcomes = {name: _outcome(run, name, file) for name, file in files.items() if file.exists()}
+    kept = outcomes.get(config.keep_checkpoint, outcomes["last"])
+    save_json(output / "results.json", _results(config, outcomes, kept), indent=1)
     save_json(output / "detections.json", kept.localized.results(config))
     save_json(output / "video_scores.json", {"classes": list(config.labels), "scores": kept.localized.scores})
     scores = {_title(o): o.score.mean_ap for o in outcomes.values()}
@@ -58,7 +59,7 @@ def draw_timelines(
     chosen = np.unique(np.linspace(0, len(localized.videos) - 1, min(count, len(localized.videos))).astype(int))
     if count <= 0:
         return []
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     paths = []
     with console.progress(len(chosen), "draw", unit="picture") as bar:
         for v in chosen:
@@ -85,12 +86,12 @@ def _title(outcome: Outcome) -> str:
     return f"{outcome.name} (step {outcome.step}{chosen})"
 
 
-def _results(config: TrainConfig, outcomes: dict[str, Outcome]) -> dict[str, object]:
+def _results(config: TrainConfig, outcomes: dict[str, Outcome], kept: Outcome) -> dict[str, object]:
     found = {
         name: {"step": o.step, "video_accuracy": o.score.video_accuracy, **o.score.mean_ap.to_json()}
         for name, o in outcomes.items()
     }
-    return {"protocol": config.protocol, "seed": config.seed, "kept": config.keep_checkpoint, **found}
+    return {"protocol": config.protocol, "seed": config.seed, "kept": kept.name, **found}
 
 
 def _draw(run: TrainingRun, outcomes: dict[str, Outcome], kept: Outcome) -> list[Path]:

@@ -24,7 +24,11 @@ class Learner:
         self.settings = settings
         self.model = CASE(widths, settings).to(device)
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            self.model.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.labels = initial_cluster_labels(settings, torch.device(device))
         self.inference_labels = self.labels

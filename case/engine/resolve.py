@@ -42,14 +42,18 @@ class Opened:
             bar.advance(1)
         return self._localize(split, str(folder))
 
-    def localize_data(self, data: Path | None, split: Split) -> tuple[Localized, FeatureFolder, LoadedSplit]:
+    def localize_data(
+        self, data: Path | None, split: Split, *, allow_pickle: bool = False
+    ) -> tuple[Localized, FeatureFolder, LoadedSplit]:
         """Localize in a split of a data folder (None: the folder of training)."""
         known = self.checkpoint.notes["config"]["data"]
         if data is None and known is None:
             raise CaseError(f"{self.path} does not know a data folder; give one with --data")
         path = data if data is not None else Path(known)
         s = self.settings
-        folder = open_folder(path, fps=s.fps, snippet_stride=s.snippet_stride, modalities=s.modalities)
+        folder = open_folder(
+            path, fps=s.fps, snippet_stride=s.snippet_stride, modalities=s.modalities, allow_pickle=allow_pickle
+        )
         if tuple(folder.classes) != s.labels:
             raise CaseError(
                 f"{path} has other classes than {self.path} was trained on; compare gt.json and dataset.json"

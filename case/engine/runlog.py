@@ -3,44 +3,82 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import os
+import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from case import console
-from case.data.files import atomic_write, reason
+from case.data.files import atomic_write, make_folder, reason
 from case.errors import CaseError
 
 
 class RunLog:
     """Appends entries to ``<folder>/metrics.jsonl``, one JSON object a line, and their numbers to TensorBoard.
 
-    On resuming at ``step``, entries past it, of steps that will be made again, are dropped.
+    On resuming at ``step``, entries past it, of steps that will be made again, are dropped. Raises ``CaseError`` where
+    the disk refuses.
     """
 
     def __init__(self, folder: Path, *, step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [line for line in read_entries(self.path) if line["step"] <= step] if step else []
         atomic_write(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
-        self._board = _tensorboard(folder / "tensorboard", step)
+        self._board = _Board(folder / "tensorboard", step) if _has_tensorboard() else None
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Add an entry {"step", "kind", ...}. Raises ``CaseError`` where the disk refuses."""
+        """Add an entry {"step", "kind", ...}."""
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            if self._board is not None:
+                self._board.add(step, {f"{kind}/{name}": v for name, v in values.items() if isinstance(v, float)})
         except OSError as error:
-            raise CaseError(f"cannot write {self.path}: {reason(error)}; free space and use --resume") from error
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+            raise CaseError(f"cannot write to {self.path.parent}: {reason(error)}; then use --resume") from error
 
     def close(self) -> None:
         if self._board is not None:
-            with contextlib.suppress(OSError):  # metrics.jsonl holds the same numbers, and its errors are told
-                self._board.close()
+            self._board.close()
+
+
+class _Board:
+    """A TensorBoard event file, written in the calling thread, where a full disk can be told of.
+
+    torch's SummaryWriter hands events to a thread of its own, which prints a traceback and dies.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2, summary_pb2
+        make_folder(folder)
+        path = folder / f"events.out.tfevents.{time.time():.6f}.{platform.node()}.{os.getpid()}"
+        try:
+            self._file = open(path, "xb")  # noqa: SIM115 (open for the whole run)
+        except OSError as error:
+            raise CaseError(f"cannot write to {folder}: {reason(error)}") from error
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        if step:  # what is past this step comes again
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=step + 1, session_log=start)
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        values = [self._summary.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._write(step=step, summary=self._summary.Summary(value=values))
+        self._file.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # metrics.jsonl holds the same numbers, and its errors are told
+            self._file.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._records.write(self._event.Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
@@ -59,10 +97,8 @@ def series(entries: list[dict[str, Any]], kind: str, name: str) -> Mapping[str, 
     return {"steps": [s for s, _ in found], "values": [v for _, v in found]}
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        console.warn("tensorboard is not installed: scalars go to metrics.jsonl only; pip install tensorboard")
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+def _has_tensorboard() -> bool:
+    if importlib.util.find_spec("tensorboard") is not None:
+        return True
+    console.warn("tensorboard is not installed: scalars go to metrics.jsonl only; pip install tensorboard")
+    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,13 +15,14 @@ import torch
 
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
-from case.data import FeatureFolder, LoadedSplit, atomic_write, load_split, open_folder
+from case.data import FeatureFolder, LoadedSplit, atomic_write, load_split, make_folder, open_folder
 from case.engine.checkpoint import load_checkpoint, save_checkpoint
 from case.engine.evaluate import Localized, Score, localize_split, score_split
 from case.engine.learner import Learner
 from case.engine.runlog import RunLog
 from case.engine.store import ResidentSplit, batch_videos, random_positions, step_generator
 from case.errors import CaseError
+from case.metrics import truth_instances
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 
@@ -69,7 +70,12 @@ def open_run(config: TrainConfig) -> TrainingRun:
         allow_pickle=config.allow_pickle,
     )  # fmt: skip
     if tuple(folder.classes) != config.labels:
-        raise CaseError(f"the settings name {len(config.labels)} classes but {config.data} has {len(folder.classes)}")
+        raise CaseError(f"{config.data} has the classes {_few(folder.classes)}, the settings {_few(config.labels)}")
+    both = sorted(set(folder.split("train")) & set(folder.split("test")))
+    if both:
+        raise CaseError(f"{config.data}: training videos are in the test split too: {_few(both)}; drop them from one")
+    # Asked for here, since an unknown subset must not be found out by the first evaluation.
+    truth_instances(folder.ground_truth, {v: i for i, v in enumerate(folder.ground_truth.videos)}, folder.test_subset)
     splits = {name: _load(folder, name) for name in ("train", "test")}
     for note in folder.notes:
         console.warn(note)
@@ -81,6 +87,12 @@ def open_run(config: TrainConfig) -> TrainingRun:
             raise CaseError(
                 f"{config.data} has features of width {folder.widths}, {last} was trained on {checkpoint.widths}"
             )
+        for name in ("modalities", "num_classes", "num_clusters", "hidden"):
+            if getattr(config, name) != getattr(checkpoint.settings, name):
+                raise CaseError(
+                    f"{name} is {getattr(config, name)!r}, {last} was trained with "
+                    f"{getattr(checkpoint.settings, name)!r}; it cannot change on --resume"
+                )
         learner = checkpoint.learner(config.settings, device)
         best = checkpoint.notes["best"]
     else:
@@ -95,34 +107,37 @@ def run_training(run: TrainingRun) -> None:
     Raises ``Interrupted`` after SIGINT or SIGTERM, with the last checkpoint saved.
     """
     config, learner = run.config, run.learner
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CaseError(f"cannot make the folder {config.output}: {error.strerror}") from error
+    make_folder(config.output)
     atomic_write(config.output / "config.toml", to_toml(config).encode())
+    if learner.steps == 0:
+        (config.output / BEST).unlink(missing_ok=True)  # of an earlier run that lost its last checkpoint
     log = RunLog(config.output, step=learner.steps)
     try:
         with _signals() as stopped, console.progress(config.max_steps, "train", done=learner.steps) as bar:
             started = time.perf_counter()
             first = learner.steps
-            score: Score | None = None
+            saving = False
             while learner.steps < config.max_steps and not stopped:
                 losses = _step(run)
-                shown: dict[str, float] = {}
                 step = learner.steps
-                if step % config.log_every == 0 or step == config.max_steps:
+                ending = step == config.max_steps or bool(stopped)
+                if ending or step % config.log_every == 0:
                     shown = {name: value.item() for name, value in losses._asdict().items() if value.dim() == 0}
                     _require_finite(shown["total"], step)
                     pace = (time.perf_counter() - started) / (step - first)
                     log.write("train", step, **shown, seconds_per_step=pace)
                     bar.advance(0, loss=shown["total"])
-                score = None
-                if step == config.max_steps or (config.eval_every and step % config.eval_every == 0):
+                evaluating = step == config.max_steps or (config.eval_every > 0 and step % config.eval_every == 0)
+                saving = evaluating or bool(stopped) or step % config.save_every == 0
+                if saving:
+                    _require_finite(losses.total.item(), step)
+                    run.save(LAST, None)
+                if evaluating:
                     score = _evaluate(run, log)
                     bar.advance(0, mAP=100 * score.mean_ap.mean)
                 bar.advance(1)
-            if score is None and learner.steps > first:
-                run.save(LAST, None)  # with a score it has just been saved
+            if not (config.output / LAST).exists() or (stopped and learner.steps > first and not saving):
+                run.save(LAST, None)
             if stopped and learner.steps < config.max_steps:
                 raise Interrupted
     finally:
@@ -142,11 +157,20 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise CaseError(f"device must be auto, cpu or cuda, got '{name}'") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CaseError(f"device '{name}' asked for but this torch finds no CUDA device; use --device cpu")
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise CaseError(f"device must be auto, cpu, cuda or cuda:<number>, got '{name}'")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise CaseError(f"device '{name}' asked for but this torch finds {count} CUDA devices; use --device cpu")
     return device
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many there are."""
+    shown = ", ".join(names[:most])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown
 
 
 def _load(folder: FeatureFolder, name: str) -> LoadedSplit:
