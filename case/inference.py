@@ -59,7 +59,7 @@ def activate(heads: Heads, index: Tensor, cluster_labels: Tensor, settings: Sett
     h = (assignment @ cluster_labels[:, :1].to(assignment.dtype)).squeeze(-1)[:, index]
     fused = fuse(cas, attention, h if settings.clustering else None)
     k = max(1, index.shape[1] // settings.topk_divisor)
-    pooled = topk_pool(fused.expand_as(cas), cas, k)
+    pooled = topk_pool(fused, cas, k)
     scores = pooled.softmax(-1).mean(0)
     kept = scores >= settings.class_threshold
     best = torch.zeros_like(kept).scatter_(1, scores.argmax(1, keepdim=True), True)

@@ -64,12 +64,12 @@ def training_losses(heads: Heads, index: Tensor, labels: Tensor, cluster_labels:
     # 1. Video classification on the top-k snippets of each class.
     selector = fuse(cas.detach(), attention.detach())
     k = max(1, segments // settings.topk_divisor)
-    pooled, indices = topk_pool(selector.expand_as(cas), cas, k, return_indices=True)
+    pooled, indices = topk_pool(selector, cas, k, return_indices=True)
     target = labels / labels.sum(1, keepdim=True) + 1e-10
     video = soft_cross_entropy(pooled, target.expand_as(pooled))
 
     # 2. Attention against the pseudo-labels that the same top-k gives.
-    foreground = pseudo_labels(indices[0], labels, segments)
+    foreground = pseudo_labels(indices, labels, segments)
     g = foreground.expand_as(attention)
     q = settings.gce_q
     per_video = generalized_cross_entropy(attention, g, q=q, reduction="none")

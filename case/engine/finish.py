@@ -72,13 +72,16 @@ def draw_timelines(
 
 def _outcome(run: TrainingRun, name: str, path: Path) -> Outcome:
     checkpoint = load_checkpoint(path)
+    foreground = checkpoint.cluster_labels[:, 0].numpy()
+    if run.evaluated is not None and run.evaluated[0] == checkpoint.steps:
+        return Outcome(name, *run.evaluated, foreground)
     device = run.test.offsets.device
     labels = checkpoint.cluster_labels.to(device)
     localized = localize_split(checkpoint.model(device), labels, run.test, run.config.settings)
     score = score_split(
         localized, run.test.labels, run.folder.ground_truth, run.folder.test_subset, run.config.settings
     )
-    return Outcome(name, checkpoint.steps, localized, score, checkpoint.cluster_labels[:, 0].numpy())
+    return Outcome(name, checkpoint.steps, localized, score, foreground)
 
 
 def _title(outcome: Outcome) -> str:

@@ -42,6 +42,8 @@ class TrainingRun:
     learner: Learner
     best: dict[str, Any] = field(default_factory=dict)
     """Step and mAP of the best evaluation on the test split."""
+    evaluated: tuple[int, Localized, Score] | None = None
+    """The latest evaluation and its step."""
 
     def save(self, name: str, score: Score | None) -> None:
         """Write a checkpoint with the run's configuration, best evaluation, and the score of these very weights."""
@@ -191,8 +193,9 @@ def _step(run: TrainingRun) -> Any:
 
 def _evaluate(run: TrainingRun, log: RunLog) -> Score:
     started = time.perf_counter()
-    _, score = evaluate_run(run)
+    localized, score = evaluate_run(run)
     step = run.learner.steps
+    run.evaluated = (step, localized, score)
     log.write("eval", step, **_score_entry(score), seconds=time.perf_counter() - started)
     if score.mean_ap.mean > run.best.get("mAP", -1.0):
         run.best = {"step": step, "mAP": score.mean_ap.mean}

@@ -22,10 +22,11 @@ def topk_pool(
     """Mean over time of ``values`` at the k largest of ``selector``, per class (spec: video classification).
 
     Args:
-        selector: (..., T, C) what is ranked; no gradient passes through it.
+        selector: (..., T, C) what is ranked; no gradient passes through it. Leading dimensions that values has and
+            selector lacks share one ranking.
         values: (..., T, C) what is averaged; float32, bfloat16, float16 (accumulated in float32) or float64.
         k: 1 <= k <= T.
-        return_indices: also return the (..., k, C) int64 time indices.
+        return_indices: also return the int64 time indices, the shape of selector with k for T.
 
     Returns:
         (..., C) in the dtype of values. Differentiable in values.
@@ -34,7 +35,8 @@ def topk_pool(
     check.floating(op, "selector", selector, at_least=2)
     check.floating(op, "values", values, at_least=2)
     check.same_device(op, "values", values, "selector", selector)
-    check.shape(op, "values", values, tuple(selector.shape), "to match selector")
+    shared = values.dim() - selector.dim()
+    check.shape(op, "values", values, (*values.shape[: max(shared, 0)], *selector.shape), "to match selector")
     if not 1 <= k <= selector.shape[-2]:
         raise ValueError(f"{op}: k must lie in 1..T = {selector.shape[-2]}, got {k!r}")
     pooled, indices = call(op, selector.detach(), values, int(k))
@@ -42,8 +44,8 @@ def topk_pool(
 
 
 def _fake(selector: Tensor, values: Tensor, k: int) -> tuple[Any, Any]:
-    lead, classes = values.shape[:-2], values.shape[-1]
-    return values.new_empty((*lead, classes)), selector.new_empty((*lead, k, classes), dtype=torch.int64)
+    pooled = values.new_empty((*values.shape[:-2], values.shape[-1]))
+    return pooled, selector.new_empty((*selector.shape[:-2], k, selector.shape[-1]), dtype=torch.int64)
 
 
 register(
