@@ -20,7 +20,9 @@ class DemoConfig:
     """Folder for the data and both runs; an earlier demo there is replaced."""
     max_steps: int = 200
     """Training steps of each run."""
-    seed: int = 0
+    seed: int = 1
+    """Decides initial weights and batches. It also decides whether attention finds the actions or their context: of the
+    seeds 0 to 4, 0 and 3 settle on the context, for the baseline and for CASE alike."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -60,6 +62,7 @@ def run(argv: Sequence[str]) -> int:
         scores[name] = finish_run(training)["last"].score.mean_ap
     titles = {"baseline": "attention only", "CASE": "CASE"}
     console.table("mAP on synthetic test videos, %", *ap_rows({titles[name]: score for name, score in scores.items()}))
+    console.note("one seed each; whether attention settles on actions or on their context depends on it (try --seed 0)")
     console.note(f"pictures: {runs['CASE'] / 'timelines'}; report: {runs['CASE'] / 'report.md'}")
     console.note(
         f"next: case train --data {data} --preset demo --protocol released --output {config.output / 'released'}"
