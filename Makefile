@@ -38,7 +38,7 @@ test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests --color=no
+	$(BIN)/python -m pytest tests --timeout 300 --color=no
 
 demo: $(VENV)/.installed
 	$(BIN)/case demo

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that has to be asked of a GPU machine, in one command and without network: benchmarks/gpu.sh OUT_FOLDER [--quick]
-# Needs python3 with torch, pytest, pytest-benchmark, pytest-timeout and hypothesis, a C++ compiler, cmake, pybind11 and
+# Needs python3 with torch, pytest, pytest-benchmark and hypothesis, a C++ compiler, cmake, pybind11 and
 # nvcc. Each stage has its own time limit and ends up in OUT_FOLDER/summary.json, also when it fails; all together stay
 # below 9 minutes (3 with --quick). Exit code 1 if a stage failed. PYTHON=... chooses the interpreter.
 set -uo pipefail

@@ -70,6 +70,13 @@ def at_least(op: str, name: str, value: float, low: float) -> None:
         raise ValueError(f"{op}: {name} must be at least {low}, got {value!r}")
 
 
+def whole(op: str, name: str, value: int, low: int = 1) -> None:
+    """``value`` is a whole number of at least ``low``."""
+    if int(value) != value:
+        raise ValueError(f"{op}: {name} must be a whole number, got {value!r}")
+    at_least(op, name, value, low)
+
+
 def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")

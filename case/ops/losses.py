@@ -133,7 +133,7 @@ def clustering_losses(
         check.same_device(op, name, value, "logits", logits)
     check.positive(op, "sigma", sigma)
     check.choice(op, "ranks", ranks, RANKS)
-    check.at_least(op, "n_iters", n_iters, 1)
+    check.whole(op, "n_iters", n_iters)
     scc, ccc, labels = call(
         op, logits, embeddings, attention, foreground, cluster_labels, index, float(sigma), ranks, float(ot_scale),
         float(cosine_scale), int(n_iters),

@@ -160,7 +160,7 @@ def _run(
         raise ValueError(f"{op}: iou_threshold must lie in [0, 1], got {iou_threshold!r}")
     if math.isnan(min_score):
         raise ValueError(f"{op}: min_score must be a number, got {min_score!r}")
-    if max_num is not None and max_num < 1:
+    if max_num is not None and (max_num < 1 or int(max_num) != max_num):
         raise ValueError(f"{op}: max_num must be at least 1 or None, got {max_num!r}")
     check.all_finite(op, "segments", segments)
     check.all_finite(op, "scores", scores)

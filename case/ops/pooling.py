@@ -37,6 +37,7 @@ def topk_pool(
     check.same_device(op, "values", values, "selector", selector)
     shared = values.dim() - selector.dim()
     check.shape(op, "values", values, (*values.shape[: max(shared, 0)], *selector.shape), "to match selector")
+    check.whole(op, "k", k, 0)
     if not 1 <= k <= selector.shape[-2]:
         raise ValueError(f"{op}: k must lie in 1..T = {selector.shape[-2]}, got {k!r}")
     pooled, indices = call(op, selector.detach(), values, int(k))

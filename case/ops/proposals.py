@@ -80,7 +80,7 @@ def propose(
         )
     if rows == 0:
         raise ValueError(f"{op}: cas must have at least one row of time, got shape {check.show(cas.shape)}")
-    check.at_least(op, "upsample", upsample, 1)
+    check.whole(op, "upsample", upsample)
     check.at_least(op, "outer_ratio", outer_ratio, 0)
     check.finite(op, "score_weight", score_weight)
     seconds = torch.as_tensor(seconds_per_row, dtype=torch.float64, device=cas.device)

@@ -63,7 +63,7 @@ def sinkhorn(
     """
     args = _arguments("sinkhorn", logits, prior, row_marginal, col_marginal, scale, n_iters, tol, mask, group)
     if group is not None:
-        return reference.sinkhorn(*(*args, group))
+        return reference.sinkhorn(*args, group)
     return call("sinkhorn", *args)
 
 
@@ -90,7 +90,7 @@ def sinkhorn_potentials(
         "sinkhorn_potentials", logits, prior, row_marginal, col_marginal, scale, n_iters, tol, mask, group
     )
     if group is not None:
-        return reference.sinkhorn_potentials(*(*args, group))
+        return reference.sinkhorn_potentials(*args, group)
     return call("sinkhorn_potentials", *args)
 
 
@@ -139,7 +139,7 @@ def _arguments(
     if k == 0:
         raise ValueError(f"{op}: logits must have at least one column, got shape {check.show(logits.shape)}")
     check.finite(op, "scale", scale)
-    check.at_least(op, "n_iters", n_iters, 1)
+    check.whole(op, "n_iters", n_iters)
     if tol is not None:
         check.positive(op, "tol", tol)
     matrix, scores, centers, sigma, ranks = split_prior(prior)

@@ -107,8 +107,12 @@ def lay_out(request: pytest.FixtureRequest) -> Callable[[Tensor], Tensor]:
     return lambda x: _lay_out(x, request.param)
 
 
-def _close(actual: Tensor, expected: Tensor | ArrayLike, tolerance: float | None = None) -> None:
-    """Largest error at most ``tolerance`` times the largest expected value; default: by the dtype of ``actual``."""
+def _close(actual: Tensor, expected: Tensor | ArrayLike, tolerance: float | None = None, *, floor: float = 0.0) -> None:
+    """Largest error at most ``tolerance`` times the largest expected value; default: by the dtype of ``actual``.
+
+    ``floor``: least value to compare with. A gradient that is 0 in exact arithmetic (of a single row, say) comes out as
+    rounding noise of the terms that cancel, which nothing relative can be asked of.
+    """
     tolerance = TOLERANCE[actual.dtype] if tolerance is None else tolerance
     got = actual.detach().cpu().double().numpy()
     wanted = np.asarray(expected.detach().cpu().double() if isinstance(expected, Tensor) else expected, np.float64)
@@ -116,7 +120,7 @@ def _close(actual: Tensor, expected: Tensor | ArrayLike, tolerance: float | None
     if wanted.size == 0:
         return
     assert np.isfinite(got).all(), "not finite"
-    scale = np.abs(wanted).max() or 1.0
+    scale = max(np.abs(wanted).max(), floor) or 1.0
     error = np.abs(got - wanted).max() / scale
     assert error <= tolerance, f"error {error:.3g} of the largest value {scale:.3g} exceeds {tolerance:.3g}"
 

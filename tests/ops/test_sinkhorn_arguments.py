@@ -32,6 +32,7 @@ WRONG = [
     ({"mask": [True] * 4}, TypeError, "mask", "list"),
     ({"scale": float("nan")}, ValueError, "scale", "nan"),
     ({"n_iters": 0}, ValueError, "n_iters", "0"),
+    ({"n_iters": 2.5}, ValueError, "n_iters", "2.5"),
     ({"tol": 0.0}, ValueError, "tol", "0.0"),
     ({"tol": -1e-3}, ValueError, "tol", "-0.001"),
 ]

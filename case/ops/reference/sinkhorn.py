@@ -11,6 +11,8 @@ released code: the first column step has a_n + log r_n = 0, and at three iterati
 changes the result.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -111,7 +113,7 @@ def potentials(
     return a, v
 
 
-def sinkhorn_potentials(
+def solve(
     logits: Tensor,
     prior: Tensor | None,
     rank_scores: Tensor | None,
@@ -125,29 +127,20 @@ def sinkhorn_potentials(
     n_iters: int,
     tol: float | None,
     group: ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(L, a, v) of the problem that the registered ops' arguments describe."""
     log_m = log_matrix(logits, prior, rank_scores, rank_centers, rank_sigma, ranks, mask, scale)
-    return potentials(log_m, row_marginal, col_marginal, n_iters, tol, group)
+    return log_m, *potentials(log_m, row_marginal, col_marginal, n_iters, tol, group)
 
 
-def sinkhorn(
-    logits: Tensor,
-    prior: Tensor | None,
-    rank_scores: Tensor | None,
-    rank_centers: Tensor | None,
-    rank_sigma: float,
-    ranks: str,
-    row_marginal: Tensor | None,
-    col_marginal: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-    n_iters: int,
-    tol: float | None,
-    group: ProcessGroup | None = None,
-) -> Tensor:
-    log_m = log_matrix(logits, prior, rank_scores, rank_centers, rank_sigma, ranks, mask, scale)
-    a, v = potentials(log_m, row_marginal, col_marginal, n_iters, tol, group)
-    return (log_m + a.unsqueeze(-1) + v.unsqueeze(-2)).exp().to(logits.dtype)
+def sinkhorn_potentials(*problem: Any) -> tuple[Tensor, Tensor]:
+    _, a, v = solve(*problem)
+    return a, v
+
+
+def sinkhorn(*problem: Any) -> Tensor:
+    log_m, a, v = solve(*problem)
+    return (log_m + a.unsqueeze(-1) + v.unsqueeze(-2)).exp().to(problem[0].dtype)
 
 
 class GroupLogSumExp(torch.autograd.Function):
