@@ -236,6 +236,22 @@ def test_label_smoothing_and_start() -> None:
     torch.testing.assert_close(learner.inference_labels, mean)
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_and_localizes_as_the_cpu_does(data: Path, tmp_path: Path) -> None:
+    """Same seed: losses of a few steps, through a resume, and the detections they lead to."""
+    losses, detections = {}, {}
+    for device in ("cpu", "cuda"):
+        output = tmp_path / device
+        training.run_training(training.open_run(config(data, output, device=device, lr=1e-3, max_steps=3)))
+        run = training.open_run(config(data, output, device=device, lr=1e-3, max_steps=5, resume=True))
+        training.run_training(run)
+        losses[device] = [e["total"] for e in read_entries(output / "metrics.jsonl") if e["kind"] == "train"]
+        assert run.evaluated is not None
+        detections[device] = run.evaluated[1].detections.score.numel()
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=1e-3)
+    assert abs(detections["cuda"] - detections["cpu"]) <= 0.02 * detections["cpu"]
+
+
 def test_the_loss_falls_on_real_data(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "shrec21"
     values = {"data": folder, "output": tmp_path / "run", "num_segments": 224, "lr": 1e-3, "class_threshold": 0.1}

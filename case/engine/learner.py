@@ -67,8 +67,7 @@ class Learner:
             suffix = "/" + name
             moments = {k.split("/")[1]: v for k, v in tensors.items() if k.startswith("adam/") and k.endswith(suffix)}
             self.optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                for key, value in moments.items()
+                key: value.to(parameter.device, copy=True) for key, value in moments.items()
             }
         self.labels = tensors["labels"].to(self.labels.device, copy=True)
         self.inference_labels = tensors["inference_labels"].to(self.labels.device, copy=True)
