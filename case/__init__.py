@@ -2,7 +2,7 @@
 
 ``case.ops`` holds the ops alone (no model), ``case.model`` the network, ``case.testing`` the parity
 harness; the command line is ``case``. Submodules are imported on first use, so that ``import case``
-stays cheap and ``case --help`` does not wait for torch.
+stays cheap and ``case-wtal --help`` does not wait for torch.
 """
 
 import importlib

@@ -19,21 +19,21 @@ COMMANDS = {
     "localize": "detections for feature files with a trained checkpoint: features in, JSON out",
     "convert": "the authors' best_model.pkl and cls_gt.npy to a checkpoint that localize and evaluate take",
     "synth": "write the embedded synthetic data set as a data folder",
-    "data": "check a data folder: `case data check DIR` names everything that is wrong with it at once",
-    "demo": "synthetic data, the attention-only baseline, CASE, and their table: the whole tour in a minute or two",
-    "info": "versions, devices, which parts are in use and why",
+    "data": "check a data folder: `case-wtal data check DIR` names everything that is wrong with it at once",
+    "demo": "synthetic data, the attention-only baseline, CASE, their table: the tour in a few minutes on two cores",
+    "info": "versions, devices, which parts are there and which are not, and why",
 }
 
 
 def usage() -> str:
     lines = [
-        "usage: case COMMAND [flags]      case COMMAND --help",
+        "usage: case-wtal COMMAND [flags]      case-wtal COMMAND --help",
         "",
         "CASE: weakly-supervised temporal action localization by clustering and optimal transport.",
         "",
         *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
         "",
-        "  case --version",
+        "  case-wtal --version",
     ]
     return "\n".join(lines)
 

@@ -32,14 +32,14 @@ THUMOS14_CLASSES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The method's settings. Defaults: THUMOS14, released protocol (spec: Training objective, Inference)."""
+    """The method's settings. Defaults: THUMOS14, released protocol (METHOD.md)."""
 
     protocol: Protocol = "released"
-    """Which preset of the deviation settings was the starting point."""
+    """Defaults of the numbered settings below: as the released code computes, or as its formulas say."""
 
     # -- data ------------------------------------------------------------------------------------------------
     num_classes: int = 20
-    """C, action classes. `case train` takes it from the data."""
+    """C, action classes. `case-wtal train` takes it from the data."""
     modalities: tuple[str, ...] = ("rgb", "flow")
     """Feature streams, in the order in which they are concatenated."""
     fps: float = 25.0
@@ -71,7 +71,7 @@ class Settings:
     w_cls: float = 0.3
     """Weight of the cluster classification loss L_R."""
     clustering: bool = True
-    """False: the attention-only baseline, without clustering losses and cluster foreground."""
+    """Off: the attention-only baseline, without clustering losses and cluster foreground."""
 
     # -- optimisation ----------------------------------------------------------------------------------------
     lr: float = 1e-4
@@ -101,7 +101,7 @@ class Settings:
     tiou: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     """IoU thresholds of the mAP."""
 
-    # -- the released code's departures from its own formulas (spec: last table), each on its own ---------------
+    # -- the released code's departures from its own formulas (METHOD.md, Deviations), each on its own ---------------
     prior_ranks: Literal["argsort", "true"] = "argsort"
     """1. p_n of the rank prior: the released code uses argsort(-A) itself; `true` is the rank of n."""
     prior_sigma: float = 10.0
@@ -226,7 +226,7 @@ def make_settings(preset: str = "thumos14", protocol: str = "released", **overri
     values = {"protocol": protocol, **PRESETS[preset], **PROTOCOLS[protocol], **overrides}
     for name, value in values.items():
         if not hasattr(defaults, name) or name in ("labels", "seconds_per_snippet"):
-            raise CaseError(f"unknown setting '{name}'; see `case train --help` for the names")
+            raise CaseError(f"unknown setting '{name}'; see `case-wtal train --help` for the names")
         values[name] = _coerce(name, value, getattr(defaults, name))
     settings = Settings(**values)
     validate(settings)
@@ -279,7 +279,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     for name in values:
         if name not in known:
-            raise CaseError(f"{path}: unknown setting '{name}'; see `case train --help` for the names")
+            raise CaseError(f"{path}: unknown setting '{name}'; see `case-wtal train --help` for the names")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Localization (spec: Inference): from the network's outputs at test time to detections in seconds."""
+"""Localization (METHOD.md, Inference): from the network's outputs at test time to detections in seconds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Detections(NamedTuple):
 
 
 def uniform_rows(rows: int, segments: int) -> Tensor:
-    """Row floor(i * rows / T) for each of the T positions at test time (spec: Data and sampling)."""
+    """Row floor(i * rows / T) for each of the T positions at test time (METHOD.md, Sampling)."""
     return torch.arange(segments) * rows // segments
 
 

@@ -1,4 +1,4 @@
-"""ActivityNet detection mAP (spec: mAP), in numpy.
+"""ActivityNet detection mAP (METHOD.md, mAP), in numpy.
 
 Per class and IoU threshold, predictions by falling score claim the unclaimed ground truth of their video with the
 highest IoU that reaches the threshold; AP is the area under the precision made monotone from the right. Equal scores

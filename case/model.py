@@ -1,4 +1,4 @@
-"""The network (spec: Network): per modality, class activations, attention and cluster logits of each snippet.
+"""The network (METHOD.md, Network): per modality, class activations, attention and cluster logits of each snippet.
 
 Every layer is pointwise in time, so the network sees rows, not videos: each distinct snippet once, as (L, width)
 matrices, whatever the number of samples drawn from them. What training and testing need at sampled positions is

@@ -1,4 +1,4 @@
-"""Training losses (spec: Training objective): video classification, attention, and the two clustering losses."""
+"""Training losses (METHOD.md): video classification, attention, and the two clustering losses."""
 
 from __future__ import annotations
 

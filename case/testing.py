@@ -8,7 +8,7 @@ of the released code's inputs and outputs can be replayed here and compared numb
     print(run["losses"], run["parts"])
     detections, video_scores = replay_inference(run["state"], run["cls_gt"][-1], features, {"num_segments": 96, ...})
 
-They run the same ``Learner``, ``activate`` and ``localize`` that ``case train`` and ``case localize`` run.
+They run the same ``Learner``, ``activate`` and ``localize`` that ``case-wtal train`` and ``case-wtal localize`` run.
 """
 
 from __future__ import annotations

@@ -89,6 +89,20 @@ def test_every_command_has_help(case: Run, command: str) -> None:
     assert command in out
 
 
+def test_the_command_can_be_typed_into_a_shell() -> None:
+    """``case`` is a reserved word of every POSIX shell; README's commands must not begin with it."""
+    folder = Path(sys.executable).parent
+    for line in (f"{folder}/case-wtal --version", f"{folder}/python -m case --version"):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("case 0.")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for block in readme.split("```bash")[1:]:
+        commands = block.split("```")[0]
+        assert subprocess.run(["bash", "-n", "-c", commands], capture_output=True, check=False).returncode == 0, (
+            commands
+        )
+
+
 def test_version_and_unknown_command(case: Run) -> None:
     assert case("--version")[1].startswith("case 0.")
     assert "unknown command 'trian'; one of: train" in error_of(case("trian"))
@@ -405,5 +419,5 @@ def test_a_stopped_run_says_how_to_go_on(source: Path, tmp_path: Path) -> None:
     process.send_signal(2)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert f"case train --resume --output {tmp_path / 'run'}" in out
+    assert f"case-wtal train --resume --output {tmp_path / 'run'}" in out
     assert (tmp_path / "run" / "last.safetensors").exists()

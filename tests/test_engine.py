@@ -42,7 +42,7 @@ def config(data: Path, output: Path, **values: Any) -> TrainConfig:
 
 
 def plain_positions(rows: int, segments: int) -> list[tuple[int, int]]:
-    """The spec's sampling rule, one position at a time: (lowest, highest) row of each."""
+    """METHOD.md's sampling rule, one position at a time: (lowest, highest) row of each."""
     starts = [int(i * rows / segments) for i in range(segments)]
     ends = [*starts[1:], rows - 1]
     return list(zip(starts, ends, strict=True))

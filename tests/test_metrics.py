@@ -1,4 +1,4 @@
-"""mAP: golden AP of published detections, and an evaluator written as plainly as the spec."""
+"""mAP: golden AP of published detections, and an evaluator written as plainly as METHOD.md."""
 
 from __future__ import annotations
 

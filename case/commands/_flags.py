@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from case.metrics import parse_tiou
@@ -17,7 +20,17 @@ def parse(cls: type[T], argv: Sequence[str], *, command: str, description: str, 
 
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     flat = (tyro.conf.OmitArgPrefixes,)
-    return tyro.cli(cls, args=list(argv), prog=f"case {command}", description=description, config=flat, **kwargs)
+    return tyro.cli(cls, args=list(argv), prog=f"case-wtal {command}", description=description, config=flat, **kwargs)
+
+
+def program() -> str:
+    """What the user's shell knows this command line by: on the path, beside the interpreter, or as a module."""
+    if shutil.which("case-wtal"):
+        return "case-wtal"
+    beside = Path(sys.executable).parent / "case-wtal"
+    if not beside.exists():
+        return f"{sys.executable} -m case"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def peek(argv: Sequence[str], *names: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""``case convert``: a checkpoint of the authors' code to one of ours."""
+"""``case-wtal convert``: a checkpoint of the authors' code to one of ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from case import console
-from case.commands._flags import parse
+from case.commands._flags import parse, program
 from case.config import Preset, Protocol, make_settings
 from case.errors import CaseError
 
@@ -34,7 +34,7 @@ class ConvertConfig:
 def run(argv: Sequence[str]) -> int:
     config = parse(
         ConvertConfig, argv, command="convert",
-        description="Make a checkpoint for `case localize` and `case evaluate` out of the authors' files.",
+        description="Make a checkpoint for `case-wtal localize` and `case-wtal evaluate` out of the authors' files.",
     )  # fmt: skip
     from case.compat import from_released, load_released, released_sizes
     from case.engine.checkpoint import save_checkpoint
@@ -54,5 +54,5 @@ def run(argv: Sequence[str]) -> int:
     learner.model.load_state_dict(from_released(state, settings.modalities))
     learner.labels = learner.inference_labels = labels
     save_checkpoint(config.output, learner, {"config": {"data": None}, "source": str(config.weights)})
-    console.note(f"wrote {config.output}; next: case localize {config.output} --features DIR")
+    console.note(f"wrote {config.output}; next: {program()} localize {config.output} --features DIR")
     return 0

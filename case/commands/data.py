@@ -1,4 +1,4 @@
-"""``case data check``: everything that is wrong with a data folder, at once."""
+"""``case-wtal data check``: everything that is wrong with a data folder, at once."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class CheckConfig:
 def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] != "check":
         if argv and argv[0] in ("-h", "--help"):
-            print("usage: case data check DIR [flags]      case data check --help")
+            print("usage: case-wtal data check DIR [flags]      case-wtal data check --help")
             return 0
-        raise CaseError("`case data` has one subcommand: case data check DIR")
+        raise CaseError("`case data` has one subcommand: case-wtal data check DIR")
     config = parse(
         CheckConfig, argv[1:], command="data check",
         description="Check a data folder and summarize it. Exit code 2 if anything is wrong.",

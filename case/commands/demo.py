@@ -1,4 +1,4 @@
-"""``case demo``: the whole tour on synthetic data, ending in a table of the baseline against CASE."""
+"""``case-wtal demo``: the whole tour on synthetic data, ending in a table of the baseline against CASE."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from case import console
-from case.commands._flags import parse
+from case.commands._flags import parse, program
 from case.commands.train import configure
 from case.data import DEMO, atomic_write, make_folder, write
 from case.errors import CaseError
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
         try:
             run_training(training)
         except Interrupted:
-            console.note(f"stopped at step {training.learner.steps}; start over with: case demo")
+            console.note(f"stopped at step {training.learner.steps}; start over with: case-wtal demo")
             return 130
         scores[name] = finish_run(training)["last"].score.mean_ap
     titles = {"baseline": "attention only", "CASE": "CASE"}
@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
     console.note("one seed each; whether attention settles on actions or on their context depends on it (try --seed 0)")
     console.note(f"pictures: {runs['CASE'] / 'timelines'}; report: {runs['CASE'] / 'report.md'}")
     console.note(
-        f"next: case train --data {data} --preset demo --protocol released --output {config.output / 'released'}"
+        f"next: {program()} train --data {data} --preset demo --protocol released --output {config.output / 'released'}"
     )
     return 0
 
@@ -78,4 +78,4 @@ def _clear(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     make_folder(folder)
-    atomic_write(mark, b"case demo may delete this folder\n")
+    atomic_write(mark, b"case-wtal demo may delete this folder\n")

@@ -1,4 +1,4 @@
-"""``case evaluate``: the mAP of a run, or of a detections file against a ground-truth file."""
+"""``case-wtal evaluate``: the mAP of a run, or of a detections file against a ground-truth file."""
 
 from __future__ import annotations
 
@@ -76,5 +76,6 @@ def _of_run(config: EvaluateConfig) -> tuple[str, MeanAP]:
     localized, folder, split = opened.localize_data(config.data, "test", allow_pickle=config.allow_pickle)
     tiou = parse_tiou(config.tiou) if config.tiou else opened.settings.tiou
     score = opened.score(localized, folder, split, tiou=tiou, subset=config.subset)
-    console.note(f"{opened.path}, step {opened.checkpoint.steps}: video accuracy {score.video_accuracy:.3f}")
+    exact = f"set of classes exactly right in {100 * score.video_accuracy:.1f} % of videos"
+    console.note(f"{opened.path}, step {opened.checkpoint.steps}: {exact}")
     return str(config.run), score.mean_ap

@@ -1,4 +1,4 @@
-"""``case info``: versions, devices, and which parts are in use and why."""
+"""``case-wtal info``: versions, devices, and which parts are in use and why."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from case.errors import CaseError
 def run(argv: Sequence[str]) -> int:
     if argv:
         if argv[0] in ("-h", "--help"):
-            print("usage: case info      versions, devices, which parts are in use and why")
+            print("usage: case-wtal info      versions, devices, which parts are in use and why")
             return 0
-        raise CaseError(f"`case info` takes no arguments, got '{argv[0]}'")
+        raise CaseError(f"`case-wtal info` takes no arguments, got '{argv[0]}'")
     console.table("case", ("part", "state"), rows())
     return 0
 

@@ -1,4 +1,4 @@
-"""``case localize``: feature files in, detections JSON out."""
+"""``case-wtal localize``: feature files in, detections JSON out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     )  # fmt: skip
     if config.checkpoint is None or config.features is None:
         raise CaseError(
-            "give a run folder or checkpoint, and --features DIR; for example: case localize RUN --features DIR"
+            "give a run folder or checkpoint, and --features DIR; for example: case-wtal localize RUN --features DIR"
         )
     from case.engine.resolve import open_checkpoint
 

@@ -1,4 +1,4 @@
-"""``case synth``: the embedded synthetic data set as a data folder."""
+"""``case-wtal synth``: the embedded synthetic data set as a data folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from case import console
-from case.commands._flags import parse
+from case.commands._flags import parse, program
 from case.data import DEMO, THUMOS14_SIZED, write
 
 
@@ -31,5 +31,5 @@ def run(argv: Sequence[str]) -> int:
     synthetic = replace(DEMO if config.size == "demo" else THUMOS14_SIZED, seed=config.seed)
     with console.progress(synthetic.num_train + synthetic.num_test, "synthesize", unit="video") as bar:
         write(synthetic, config.output, force=config.force, progress=lambda done, total: bar.advance(1))
-    console.note(f"wrote {config.output}; next: case train --data {config.output} --preset {config.size}")
+    console.note(f"wrote {config.output}; next: {program()} train --data {config.output} --preset {config.size}")
     return 0

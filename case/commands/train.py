@@ -1,4 +1,4 @@
-"""``case train``: flags, preset, protocol and data folder to a configuration; then the run and its report."""
+"""``case-wtal train``: flags, preset, protocol and data folder to a configuration; then the run and its report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from case import console
-from case.commands._flags import expand_tiou, parse, peek
+from case.commands._flags import expand_tiou, parse, peek, program
 from case.config import TrainConfig, make_train_config, read_toml
 from case.data import open_folder
 from case.errors import CaseError
@@ -35,7 +35,7 @@ def train(config: TrainConfig) -> int:
     except Interrupted:
         console.note(
             f"stopped after step {training.learner.steps} of {config.max_steps}; go on with: "
-            f"case train --resume --output {config.output}"
+            f"{program()} train --resume --output {config.output}"
         )
         return 130
     finish_run(training)

@@ -1,4 +1,4 @@
-"""Weights under the names of the authors' checkpoints, and back (spec: Network).
+"""Weights under the names of the authors' checkpoints, and back (METHOD.md, Network).
 
 There, every layer but the prototypes is a 1x1 Conv1d, so weights carry a trailing dimension of 1.
 """

@@ -46,7 +46,8 @@ def finish_run(run: TrainingRun) -> dict[str, Outcome]:
     write_markdown(output / "report.md", config, scores, pictures)
     console.table(f"{run.folder.name}, {config.protocol}, seed {config.seed}: mAP, %", *ap_rows(scores))
     for outcome in outcomes.values():
-        console.note(f"{outcome.name}: video accuracy {outcome.score.video_accuracy:.3f} at step {outcome.step}")
+        exact = 100 * outcome.score.video_accuracy
+        console.note(f"{outcome.name} (step {outcome.step}): set of classes exactly right in {exact:.1f} % of videos")
     console.note(f"detections, pictures and report of '{kept.name}' in {output}")
     return outcomes
 

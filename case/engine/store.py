@@ -1,6 +1,6 @@
 """Resident data: a split's rows as one flat tensor per stream, and which of them a batch samples.
 
-The sampling rules are those of the spec's section "Data and sampling".
+The sampling rules are those of METHOD.md, Sampling.
 """
 
 from __future__ import annotations

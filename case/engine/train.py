@@ -58,7 +58,7 @@ class TrainingRun:
 def open_run(config: TrainConfig) -> TrainingRun:
     """Read all data and, when resuming, the last checkpoint; nothing is written before all of it has proved usable."""
     if config.data is None:
-        raise CaseError("no data folder given; use --data DIR, or `case synth DIR` to make one")
+        raise CaseError("no data folder given; use --data DIR, or `case-wtal synth DIR` to make one")
     device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -95,6 +95,11 @@ def open_run(config: TrainConfig) -> TrainingRun:
                     f"{name} is {getattr(config, name)!r}, {last} was trained with "
                     f"{getattr(checkpoint.settings, name)!r}; it cannot change on --resume"
                 )
+        if checkpoint.steps > config.max_steps:
+            raise CaseError(
+                f"{last} is at step {checkpoint.steps}, past max_steps {config.max_steps}; give a larger --max-steps, "
+                "or use evaluate"
+            )
         learner = checkpoint.learner(config.settings, device)
         best = checkpoint.notes["best"]
     else:
@@ -110,7 +115,8 @@ def run_training(run: TrainingRun) -> None:
     """
     config, learner = run.config, run.learner
     make_folder(config.output)
-    atomic_write(config.output / "config.toml", to_toml(config).encode())
+    if learner.steps < config.max_steps or learner.steps == 0:  # else a finished run, asked for its report again
+        atomic_write(config.output / "config.toml", to_toml(config).encode())
     if learner.steps == 0:
         (config.output / BEST).unlink(missing_ok=True)  # of an earlier run that lost its last checkpoint
     log = RunLog(config.output, step=learner.steps)
@@ -215,7 +221,9 @@ def _score_entry(score: Score) -> dict[str, Any]:
 
 def _require_finite(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise CaseError(f"the loss is {loss} at step {step}; lower --lr, or look at the features (`case data check`)")
+        raise CaseError(
+            f"the loss is {loss} at step {step}; lower --lr, or look at the features (`case-wtal data check`)"
+        )
 
 
 @contextmanager

@@ -65,5 +65,5 @@ def select(op: str, device: torch.device) -> Implementation:
 
 
 def table() -> dict[str, list[str]]:
-    """Op -> the implementations in place ("backend/device"), for ``case info``."""
+    """Op -> the implementations in place ("backend/device"), for ``case-wtal info``."""
     return {op: sorted(f"{n}/{d}" for n, d in found) for op, found in sorted(_implementations.items())}

@@ -10,7 +10,7 @@ from case.ops.reference import cosine as reference
 
 
 def cosine_logits(x: Tensor, y: Tensor, *, scale: float, unit_y: bool = False) -> Tensor:
-    """scale * cos(x_m, y_p) (spec: Network, S_m; CCC, U_m). A row of zeros has similarity 0 with everything.
+    """scale * cos(x_m, y_p) (METHOD.md, Network, CCC). A row of zeros has similarity 0 with everything.
 
     Args:
         x: (..., M, D), float32, bfloat16, float16 (computed in float32) or float64.

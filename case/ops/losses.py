@@ -28,7 +28,7 @@ class ClusteringLosses(NamedTuple):
 def soft_cross_entropy(
     logits: Tensor, targets: Tensor | Plan | tuple[Tensor, Tensor, Tensor], *, reduction: str = "mean"
 ) -> Tensor:
-    """- sum_K targets * log_softmax(logits), per row (spec: L_C, L_R).
+    """- sum_K targets * log_softmax(logits), per row (METHOD.md, SCC, CCC).
 
     Args:
         logits: (..., K), float32, bfloat16, float16 (computed in float32) or float64.
@@ -49,7 +49,7 @@ def soft_cross_entropy(
 
 
 def generalized_cross_entropy(p: Tensor, target: Tensor, *, q: float, reduction: str = "mean") -> Tensor:
-    """sum_t target (1 - (p + 1e-7)^q) / q / (sum_t target + 1e-7) over the last dimension (spec: attention).
+    """sum_t target (1 - (p + 1e-7)^q) / q / (sum_t target + 1e-7) over the last dimension (METHOD.md, Attention).
 
     Between cross entropy (q -> 0) and mean absolute error (q = 1): robust to wrong pseudo-labels.
 
@@ -87,7 +87,7 @@ def clustering_losses(
     cosine_scale: float = 10.0,
     n_iters: int = 3,
 ) -> ClusteringLosses:
-    """The chain that CASE adds to its baseline, all modalities at once (spec: Training objective 3 and 4).
+    """The chain that CASE adds to its baseline, all modalities at once (METHOD.md, SCC, CCC).
 
     S -> prior -> OT -> L_C, then prototypes -> U -> OT -> L_R. No gradient passes through the two plans, the
     attention or the pseudo-labels.

@@ -31,7 +31,7 @@ class VotedNMSResult(NamedTuple):
 
 
 def temporal_iou(a: Tensor, b: Tensor, *, length_offset: float = 0.0) -> Tensor:
-    """Intersection over union of all pairs of segments (spec: Inference 4).
+    """Intersection over union of all pairs of segments (METHOD.md, Inference 4).
 
     Args:
         a: (..., M, 2) rows (start, end) in seconds or any other unit; float32, bfloat16, float16 or float64.
@@ -92,7 +92,7 @@ def batched_nms(
 
     - "hard": dropped;
     - "decay_once": taken out of the queue and appended after the kept ones, its score times exp(-IoU^2 / sigma); it
-      is decayed by its first suppressor only (the released code; spec: Inference 4);
+      is decayed by its first suppressor only (METHOD.md, Inference 4);
     - "linear": kept in the queue with its score times 1 - IoU (soft-NMS);
     - "gaussian": as linear but every remaining segment is multiplied by exp(-IoU^2 / sigma), whatever the threshold.
 

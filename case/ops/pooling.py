@@ -19,7 +19,7 @@ def topk_pool(selector: Tensor, values: Tensor, k: int, *, return_indices: Liter
 def topk_pool(
     selector: Tensor, values: Tensor, k: int, *, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mean over time of ``values`` at the k largest of ``selector``, per class (spec: video classification).
+    """Mean over time of ``values`` at the k largest of ``selector``, per class (METHOD.md, Video classification).
 
     Args:
         selector: (..., T, C) what is ranked; no gradient passes through it. Leading dimensions that values has and

@@ -38,7 +38,7 @@ def propose(
     class_mask: Tensor | None = None,
     keep_first_sample: bool = True,
 ) -> Proposals:
-    """Maximal runs of the upsampled CAS above each threshold, scored by outer-inner contrast (spec: Inference 2, 3).
+    """Maximal runs of the upsampled CAS above each threshold, scored by outer-inner contrast (METHOD.md, Inference).
 
     Score = mean inside - mean of the margins (outer_ratio times the run's length on each side, cut at the ends)
     + score_weight * video score. Computed in float64: which samples reach a threshold decides what a proposal is.

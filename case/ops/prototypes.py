@@ -15,7 +15,7 @@ NORMALIZATIONS = ("mean", "l2", "sum")
 def prototypes(
     embeddings: Tensor, weights: Tensor | Plan | tuple[Tensor, Tensor, Tensor], *, normalize: str = "mean"
 ) -> Tensor:
-    """z_k = sum_n weights_nk embeddings_n, normalised (spec: CCC; paper, section 3.4).
+    """z_k = sum_n weights_nk embeddings_n, normalised (METHOD.md, CCC).
 
     Args:
         embeddings: (..., N, D), float32, bfloat16, float16 (accumulated in float32) or float64.

@@ -35,7 +35,7 @@ def sinkhorn(
     mask: Tensor | None = None,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Transport plan of M = exp(scale * logits) * prior, rows normalised to sum to 1 (spec: OT; paper, section 3.3).
+    """Transport plan of M = exp(scale * logits) * prior, rows normalised to sum to 1 (METHOD.md, OT).
 
     Each iteration scales columns to their marginal, then rows; only ``n_iters`` of them are made, and the gradient is
     that of the iterations that ran. Log domain: finite for logits up to 1e4, and for entries of -inf.
@@ -95,7 +95,7 @@ def sinkhorn_potentials(
 
 
 def rank_prior(scores: Tensor, centers: Tensor, sigma: float, *, ranks: str = "true") -> Tensor:
-    """exp(-(p_n - c_k)^2 / (2 sigma^2)), normalised to sum 1 over (N, K); p_n = (rank_n + 1) / N (spec: SCC).
+    """exp(-(p_n - c_k)^2 / (2 sigma^2)), normalised to sum 1 over (N, K); p_n = (rank_n + 1) / N (METHOD.md, SCC).
 
     Args:
         scores: (..., N); rank 0 is the highest, ties rank in order of appearance.

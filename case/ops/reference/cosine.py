@@ -1,4 +1,4 @@
-"""Scaled cosine similarity and its softmax (spec: cluster logits S, and U in CCC)."""
+"""Scaled cosine similarity and its softmax (METHOD.md, Network, CCC)."""
 
 from torch import Tensor
 from torch.linalg import vector_norm

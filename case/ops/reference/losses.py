@@ -1,4 +1,4 @@
-"""Cross entropies, and the clustering losses L_C and L_R as the chain of the other ops (spec: SCC, CCC)."""
+"""Cross entropies, and the clustering losses L_C and L_R as the chain of the other ops (METHOD.md, SCC, CCC)."""
 
 import torch
 from torch import Tensor

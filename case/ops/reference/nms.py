@@ -1,4 +1,4 @@
-"""Temporal IoU and non-maximum suppression of any number of groups at once (spec: Inference 4).
+"""Temporal IoU and non-maximum suppression of any number of groups at once (METHOD.md, Inference 4).
 
 All groups advance in step: one iteration takes the best remaining segment of every group and settles what it
 suppresses, on arrays of (groups, largest group). Ties go to the earlier segment.

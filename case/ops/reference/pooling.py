@@ -1,4 +1,4 @@
-"""MIL pooling: the mean of values at the top-k of a selector over time (spec: video classification)."""
+"""MIL pooling: the mean of values at the top-k of a selector over time (METHOD.md, Video classification)."""
 
 from torch import Tensor
 

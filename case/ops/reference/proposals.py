@@ -1,4 +1,4 @@
-"""Proposals: runs of the upsampled CAS above each threshold, scored by outer-inner contrast (spec: Inference 2, 3)."""
+"""Proposals: runs of the upsampled CAS above each threshold, scored by outer-inner contrast (METHOD.md, Inference)."""
 
 import torch
 from torch import Tensor

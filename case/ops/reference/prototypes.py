@@ -1,4 +1,4 @@
-"""Weighted averages of embeddings: one prototype per weight column (spec: CCC)."""
+"""Weighted averages of embeddings: one prototype per weight column (METHOD.md, CCC)."""
 
 import torch
 from torch import Tensor

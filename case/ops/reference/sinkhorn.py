@@ -1,4 +1,4 @@
-r"""Sinkhorn-Knopp in the log domain (spec: OT).
+r"""Sinkhorn-Knopp in the log domain (METHOD.md, OT).
 
 With L = scale * logits + log prior (-inf where masked), row marginal r and column marginal c, each iteration sets
 
