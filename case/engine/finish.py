@@ -41,11 +41,14 @@ def finish_run(run: TrainingRun) -> dict[str, Outcome]:
     save_json(output / "results.json", _results(config, outcomes, kept), indent=1)
     save_json(output / "detections.json", kept.localized.results(config))
     save_json(output / "video_scores.json", {"classes": list(config.labels), "scores": kept.localized.scores})
-    scores = {_title(o): o.score.mean_ap for o in outcomes.values()}
-    pictures = _draw(run, outcomes, kept)
+    shown = list(outcomes.values())
+    if len({o.step for o in shown}) == 1:
+        shown = shown[:1]  # the last checkpoint is the best: one row, not two alike
+    scores = {_title(o): o.score.mean_ap for o in shown}
+    pictures = _draw(run, shown, kept)
     write_markdown(output / "report.md", config, scores, pictures)
     console.table(f"{run.folder.name}, {config.protocol}, seed {config.seed}: mAP, %", *ap_rows(scores))
-    for outcome in outcomes.values():
+    for outcome in shown:
         exact = 100 * outcome.score.video_accuracy
         console.note(f"{outcome.name} (step {outcome.step}): set of classes exactly right in {exact:.1f} % of videos")
     console.note(f"detections, pictures and report of '{kept.name}' in {output}")
@@ -98,11 +101,11 @@ def _results(config: TrainConfig, outcomes: dict[str, Outcome], kept: Outcome) -
     return {"protocol": config.protocol, "seed": config.seed, "kept": kept.name, **found}
 
 
-def _draw(run: TrainingRun, outcomes: dict[str, Outcome], kept: Outcome) -> list[Path]:
+def _draw(run: TrainingRun, shown: list[Outcome], kept: Outcome) -> list[Path]:
     config, output = run.config, run.config.output
     entries = read_entries(output / "metrics.jsonl")
     pictures = [output / "ap.png", output / "curve_map.png", output / "curve_loss.png"]
-    per_tiou = {name: [100 * x for x in o.score.mean_ap.per_tiou] for name, o in outcomes.items()}
+    per_tiou = {o.name: [100 * x for x in o.score.mean_ap.per_tiou] for o in shown}
     viz.draw_ap(pictures[0], config.tiou, per_tiou, "mAP on the test split")
     means = series(entries, "eval", "mAP")
     viz.draw_curve(
