@@ -41,11 +41,6 @@ class Detections(NamedTuple):
     segment: Tensor
 
 
-def uniform_rows(rows: int, segments: int) -> Tensor:
-    """Row floor(i * rows / T) for each of the T positions at test time (METHOD.md, Sampling)."""
-    return torch.arange(segments) * rows // segments
-
-
 def activate(heads: Heads, index: Tensor, cluster_labels: Tensor, settings: Settings) -> Activations:
     """Fused activations and video scores of V videos.
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from case.compat import from_released, released_sizes, to_released
 from case.config import Settings, settings_fields, settings_from
 from case.engine.learner import Learner
+from case.engine.store import uniform_positions
 from case.errors import CaseError
-from case.inference import activate, localize, to_results, uniform_rows
+from case.inference import activate, localize, to_results
 from case.model import CASE
 
 
@@ -122,14 +123,13 @@ def replay_inference(
             raise CaseError(
                 f"features of '{video}' must have shape (rows > 0, {sum(widths)}), got {tuple(array.shape)}"
             )
-    first = np.cumsum([0, *(len(a) for a in arrays)])[:-1].tolist()
+    lengths = torch.tensor([len(a) for a in arrays])
+    first = lengths.cumsum(0) - lengths
+    index = first.unsqueeze(1) + uniform_positions(lengths, resolved.num_segments)
     with torch.inference_mode():
         heads = model(torch.cat(arrays).split(list(widths), dim=-1))
-        index = torch.stack(
-            [start + uniform_rows(len(a), resolved.num_segments) for start, a in zip(first, arrays, strict=True)]
-        )
         activations = activate(heads, index, labels, resolved)
-        found = localize(activations, torch.tensor([len(a) for a in arrays]), resolved)
+        found = localize(activations, lengths, resolved)
     scores = dict(zip(videos, activations.video_scores.numpy(), strict=True))
     return to_results(found, videos, resolved.labels), scores
 

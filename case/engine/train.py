@@ -124,7 +124,7 @@ def run_training(run: TrainingRun) -> None:
         with _signals() as stopped, console.progress(config.max_steps, "train", done=learner.steps) as bar:
             started = time.perf_counter()
             first = learner.steps
-            saving = False
+            unsaved = not (config.output / LAST).exists()
             while learner.steps < config.max_steps and not stopped:
                 losses = _step(run)
                 step = learner.steps
@@ -136,15 +136,17 @@ def run_training(run: TrainingRun) -> None:
                     log.write("train", step, **shown, seconds_per_step=pace)
                     bar.advance(0, loss=shown["total"])
                 evaluating = step == config.max_steps or (config.eval_every > 0 and step % config.eval_every == 0)
-                saving = evaluating or bool(stopped) or step % config.save_every == 0
-                if saving:
+                unsaved = not (evaluating or step % config.save_every == 0)
+                if not unsaved:
                     _require_finite(losses.total.item(), step)
                     run.save(LAST, None)
                 if evaluating:
                     score = _evaluate(run, log)
                     bar.advance(0, mAP=100 * score.mean_ap.mean)
                 bar.advance(1)
-            if not (config.output / LAST).exists() or (stopped and learner.steps > first and not saving):
+            if unsaved:
+                if learner.steps > first:
+                    _require_finite(losses.total.item(), learner.steps)
                 run.save(LAST, None)
             if stopped and learner.steps < config.max_steps:
                 raise Interrupted
