@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -562,16 +561,8 @@ def test_data_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def shared_data() -> Path | None:
-    named = os.environ.get("CASE_SHARED_DATA")
-    path = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
-    return path if path.is_dir() else None
-
-
-@pytest.mark.skipif(shared_data() is None, reason="CASE_SHARED_DATA names no folder with real data sets")
-def test_real_data() -> None:
-    root = shared_data()
-    assert root is not None
+def test_real_data(shared_data: Path) -> None:
+    root = shared_data
     report = check_folder(root / "shrec21")
     assert report.ok, report.render()
     assert (report.splits["train"].videos, report.splits["test"].videos) == (108, 72)
