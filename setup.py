@@ -128,6 +128,7 @@ setup(
     packages=[
         "case",
         "case.ops",
+        "case.ops._native_ops",
         "case.ops.reference",
         "case.engine",
         "case.data",

@@ -1,4 +1,4 @@
-"""Sinkhorn at the method's size: 16 videos of 750 snippets, 16 clusters."""
+"""Sinkhorn at the method's size, 16 videos of 750 snippets and 16 clusters, and at a million rows."""
 
 from __future__ import annotations
 
@@ -12,35 +12,55 @@ from case import ops
 
 N, K = 12_000, 16
 SIZES = {"n": N, "k": K}
+MANY = 1_000_000
 
 
 def as_wtal_code_does(logits: Tensor, prior: Tensor) -> Tensor:
     """The usual assignment step, in the linear domain: totals, columns, rows, one full pass each."""
+    n, k = logits.shape
     q = torch.exp(2.0 * logits) * prior
     q = q / q.sum()
     for _ in range(3):
         q = q / q.sum(dim=0, keepdim=True)
-        q = q / K
+        q = q / k
         q = q / q.sum(dim=1, keepdim=True)
-        q = q / N
-    return q * N
+        q = q / n
+    return q * n
 
 
-def matrices() -> dict[str, Tensor]:
+def matrices(n: int = N, k: int = K) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return {"logits": torch.randn(N, K), "prior": torch.rand(N, K) + 0.1}
+    return {"logits": torch.randn(n, k), "prior": torch.rand(n, k) + 0.1}
+
+
+def measure_plan(measure: Callable[..., None], n: int, k: int) -> None:
+    measure(
+        lambda logits, prior: ops.sinkhorn(logits, prior=prior, scale=2.0),
+        matrices(n, k),
+        leaves=("logits",),
+        peers={"eager torch": as_wtal_code_does},
+        moved=4 * 3 * n * k,
+        n=n,
+        k=k,
+    )
 
 
 @pytest.mark.bench("sinkhorn", backward=True, peers=("eager torch",))
 def test_sinkhorn(measure: Callable[..., None]) -> None:
-    measure(
-        lambda logits, prior: ops.sinkhorn(logits, prior=prior, scale=2.0),
-        matrices(),
-        leaves=("logits",),
-        peers={"eager torch": as_wtal_code_does},
-        moved=4 * 3 * N * K,
-        **SIZES,
-    )
+    measure_plan(measure, N, K)
+
+
+# Each size is a function of its own: its name is that of its float64 result, which is computed once.
+@pytest.mark.slow
+@pytest.mark.bench("sinkhorn", peers=("eager torch",))
+def test_sinkhorn_of_a_million_rows(measure: Callable[..., None]) -> None:
+    measure_plan(measure, MANY, K)
+
+
+@pytest.mark.slow
+@pytest.mark.bench("sinkhorn", peers=("eager torch",))
+def test_sinkhorn_of_a_million_wide_rows(measure: Callable[..., None]) -> None:
+    measure_plan(measure, MANY, 128)
 
 
 @pytest.mark.bench("sinkhorn_potentials", backward=True)

@@ -1,4 +1,5 @@
-"""The native module; source in csrc/. Addresses are those of contiguous tensors, as given by ``Tensor.data_ptr()``."""
+"""The native module; source in csrc/. Addresses are as given by ``Tensor.data_ptr()``; 0 is absent, strides are in
+elements, and what has none is contiguous."""
 
 from typing import Literal, TypedDict
 
@@ -24,6 +25,62 @@ def iou_cpu(
     num_threads: int = 0,
 ) -> None:
     """Pairwise temporal IoU: a (batch, m, 2), b (batch, p, 2) -> out (batch, m, p), in host memory."""
+
+_Matrix = tuple[int, int, int]
+_Problem = tuple[
+    Literal["float32", "float64"],
+    tuple[int, int, int],  # batch, n, k
+    _Matrix,  # logits: address, strides of batch and rows
+    _Matrix,  # prior
+    tuple[int, int, int, int],  # mask: address, strides of batch, rows and columns
+    tuple[int, int, float],  # relative ranks, centres, sigma
+    tuple[int, int],  # row and column marginal
+    tuple[float, int, float, float],  # scale, n_iters, tol (negative: none), linear_range
+]
+_History = tuple[int, int, int, int]  # v, columns, ran, lowest: see SinkhornHistory in csrc/sinkhorn.h
+
+def sinkhorn_cpu(problem: _Problem, q: int, u: int, v: int, history: _History, num_threads: int = 0) -> bool:
+    """Plans q (batch, n, k), or potentials u (batch, n) and v (batch, k). False: history does not do for a gradient."""
+
+def sinkhorn_backward_cpu(
+    problem: _Problem,
+    history: _History,
+    grads: tuple[int, int, int],
+    results: tuple[int, int, int, int, int],
+    num_threads: int = 0,
+) -> None:
+    """Cotangents (q, u, v) -> gradients (logits, prior, centers, row_marginal, column_marginal)."""
+
+def rank_positions_cpu(
+    scores: int,
+    valid: int,
+    out: int,
+    batch: int,
+    n: int,
+    dtype: Literal["float32", "float64"],
+    argsort: bool = False,
+    num_threads: int = 0,
+) -> None:
+    """Relative ranks in (0, 1] of scores (batch, n)."""
+
+def rank_prior_cpu(
+    positions: int,
+    centers: int,
+    sigma: float,
+    out: int,
+    batch: int,
+    n: int,
+    k: int,
+    dtype: Literal["float32", "float64"],
+    num_threads: int = 0,
+) -> None:
+    """Rank priors (batch, n, k) from relative ranks (batch, n) and centres (batch, k)."""
+
+def exp_cpu(x: int, out: int, count: int, dtype: Literal["float32", "float64"]) -> None:
+    """The vectorised exp of the kernels, for its tests."""
+
+def log_cpu(x: int, out: int, count: int, dtype: Literal["float32", "float64"]) -> None:
+    """The vectorised log of the kernels, for its tests."""
 
 def iou_cuda(
     a: int,

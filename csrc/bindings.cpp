@@ -1,10 +1,6 @@
 // The Python module case._C. Tensors arrive as addresses: the module knows no tensor library, and whoever calls it
 // (case.ops) has checked device, dtype and contiguity.
-#include <pybind11/pybind11.h>
-
-#include <cstdint>
-#include <stdexcept>
-#include <string>
+#include "bindings.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -12,23 +8,16 @@
 
 #include "iou.h"
 
-namespace py = pybind11;
-
 namespace {
 
+namespace py = pybind11;
+
+using case_wtal::check_size;
+using case_wtal::dispatch;
 using case_wtal::IouSizes;
+using case_wtal::pointer;
 
-void check_size(const char* name, int64_t value) {
-  if (value < 0) throw py::value_error(std::string(name) + " must not be negative, got " + std::to_string(value));
-}
-
-template <typename T>
-T* pointer(const char* name, uintptr_t address, int64_t count) {
-  if (count > 0 && address == 0) throw py::value_error(std::string(name) + " must be an address, got 0");
-  return reinterpret_cast<T*>(address);
-}
-
-// Checks what can be checked without knowing the tensors, then calls run(a, b, out, offset) in the type that dtype names.
+// Checks what can be checked without knowing the tensors, then calls run(a, b, out, offset) in the type of dtype.
 template <typename Run>
 void dispatch_iou(uintptr_t a, uintptr_t b, uintptr_t out, IouSizes sizes, const std::string& dtype,
                   double length_offset, Run run) {
@@ -36,21 +25,14 @@ void dispatch_iou(uintptr_t a, uintptr_t b, uintptr_t out, IouSizes sizes, const
   check_size("m", sizes.m);
   check_size("p", sizes.p);
   const int64_t rows = sizes.batch * sizes.m;
-  const auto call = [&](auto zero) {
+  dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* a_pointer = pointer<const T>("a", a, rows);
     const T* b_pointer = pointer<const T>("b", b, sizes.batch * sizes.p);
     T* out_pointer = pointer<T>("out", out, rows * sizes.p);
     py::gil_scoped_release release;
     run(a_pointer, b_pointer, out_pointer, static_cast<T>(length_offset));
-  };
-  if (dtype == "float32") {
-    call(float{});
-  } else if (dtype == "float64") {
-    call(double{});
-  } else {
-    throw py::type_error("dtype must be 'float32' or 'float64', got '" + dtype + "'");
-  }
+  });
 }
 
 void iou_cpu(uintptr_t a, uintptr_t b, uintptr_t out, int64_t batch, int64_t m, int64_t p, const std::string& dtype,
@@ -120,5 +102,6 @@ PYBIND11_MODULE(_C, module) {
              "The same in memory of the current CUDA device, enqueued on stream (a cudaStream_t as an integer); "
              "does not wait.");
 #endif
+  case_wtal::bind_sinkhorn(module);
   module.def("build_info", &build_info, "How this module was compiled.");
 }

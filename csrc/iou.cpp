@@ -1,16 +1,9 @@
 #include "iou.h"
 
+#include "simd.h"
+
 #ifdef _OPENMP
 #include <omp.h>
-#endif
-
-// Wheels are built for the baseline processor; the loader picks the widest of these clones that the machine has.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define CASE_SIMD_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#define CASE_INLINE inline __attribute__((always_inline))
-#else
-#define CASE_SIMD_CLONES
-#define CASE_INLINE inline
 #endif
 
 namespace case_wtal {

@@ -66,7 +66,8 @@ def test_two_processes_find_what_one_finds(outcomes, close):
         close(torch.cat([rank["q"] for rank in found], dim=-2), q)
         expected = torch.autograd.grad(q, [logits, *tensors.values()], inputs["cotangent"])
         for position, gradient in enumerate(expected):
-            close(torch.cat([rank["gradients"][position] for rank in found], dim=-2), gradient)
+            parts = [rank["gradients"][position] for rank in found]
+            close(torch.cat(parts, dim=-2), gradient, floor=1e-3)  # of one column it is 0, or rounding
         u, v = ops.sinkhorn_potentials(logits, **given)
         close(torch.cat([rank["u"] for rank in found], dim=-1), u)
         for rank in found:
@@ -75,5 +76,5 @@ def test_two_processes_find_what_one_finds(outcomes, close):
 
 def test_a_rank_prior_cannot_be_split():
     prior = ops.RankPrior(torch.zeros(4), torch.zeros(3), 0.1)
-    with pytest.raises(ValueError, match=r"^sinkhorn: a RankPrior needs the scores of all ranks"):
+    with pytest.raises(ValueError, match=r"^sinkhorn: prior is a RankPrior, which needs the scores of all ranks"):
         ops.sinkhorn(torch.zeros(4, 3), prior=prior, group=object())  # type: ignore[arg-type]
