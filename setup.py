@@ -130,6 +130,7 @@ setup(
         "case.ops",
         "case.ops._native_ops",
         "case.ops.reference",
+        "case.ops._triton_ops",
         "case.engine",
         "case.data",
         "case.compat",

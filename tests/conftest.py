@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Kernels then run in Triton's interpreter. It has to be said before Triton is imported, and Triton is by case.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from case import _native
 
 torch.set_num_threads(2)

@@ -5,7 +5,10 @@ mode, under ``torch.compile(fullgraph=True)`` and as a registered op ``torch.ops
 environment variable ``CASE_BACKEND`` choose the implementation; the default takes the fastest there is.
 """
 
-from case.ops import _native_ops  # noqa: F401  (puts the compiled implementations in place)
+from case.ops import (
+    _native_ops,  # noqa: F401  (puts the compiled implementations in place)
+    _triton_ops,
+)
 from case.ops._backend import backend
 from case.ops.cosine import cosine_logits, cosine_softmax
 from case.ops.losses import ClusteringLosses, clustering_losses, generalized_cross_entropy, soft_cross_entropy
@@ -14,6 +17,8 @@ from case.ops.pooling import topk_pool
 from case.ops.proposals import Proposals, propose
 from case.ops.prototypes import prototypes
 from case.ops.sinkhorn import Plan, RankPrior, rank_prior, sinkhorn, sinkhorn_potentials
+
+_triton_ops.put_in_place()
 
 __all__ = [
     "ClusteringLosses",

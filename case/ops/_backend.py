@@ -59,9 +59,15 @@ def select(op: str, device: torch.device) -> Implementation:
             if (name, where) in table:
                 return table[name, where]
     available = sorted({name for name, where in table if where in (device.type, "any")})
-    raise RuntimeError(
-        f"{op}: no '{wanted}' implementation on {device.type}; it has {', '.join(available)}, use backend('auto')"
-    )
+    cure = "use backend('auto')"
+    if wanted == "triton" and device.type == "cpu":
+        cure += " or set TRITON_INTERPRET=1 before importing case"
+    raise RuntimeError(f"{op}: no '{wanted}' implementation on {device.type}; it has {', '.join(available)}, {cure}")
+
+
+def reference(op: str) -> Implementation:
+    """The plain-torch implementation, whatever the current backend."""
+    return _implementations[op]["reference", "any"]
 
 
 def table() -> dict[str, list[str]]:

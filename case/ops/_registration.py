@@ -1,8 +1,9 @@
 """Registration with ``torch.library``: schema, fake kernel and autograd for each op, in one place.
 
-In eager mode a public op calls its implementation directly, and plain-torch implementations are differentiated by
-autograd as they stand. Under ``torch.compile`` the registered op ``torch.ops.case.<name>`` is called, an opaque node
-whose gradient is a second op, ``<name>_backward``, that differentiates the reference again from the saved inputs.
+In eager mode a public op calls its implementation directly: plain torch is differentiated by autograd as it
+stands, kernels bring their own ``autograd.Function``. Under ``torch.compile`` the registered op
+``torch.ops.case.<name>`` is called, an opaque node whose gradient is a second op, ``<name>_backward``, that runs the
+implementation again from the saved inputs and differentiates it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def register(
     _library.impl(name, forward, "CompositeExplicitAutograd")
     torch.library.register_fake(op, fake, lib=_library)
     if differentiable:
-        _register_gradient(name, arguments, reference, differentiable)
+        _register_gradient(name, arguments, differentiable)
 
 
 def call(name: str, *args: Any) -> Any:
@@ -54,9 +55,7 @@ def call(name: str, *args: Any) -> Any:
     return _backend.select(name, args[0].device)(*args)
 
 
-def _register_gradient(
-    name: str, arguments: str, reference: Callable[..., Any], differentiable: tuple[str, ...]
-) -> None:
+def _register_gradient(name: str, arguments: str, differentiable: tuple[str, ...]) -> None:
     names = [part.split()[1].split("=")[0] for part in arguments.split(",")]
     positions = [names.index(wanted) for wanted in differentiable]
     _library.define(f"{name}_backward(Tensor[] grads, bool[] needed, {arguments}) -> Tensor[]")
@@ -70,7 +69,7 @@ def _register_gradient(
                 if wanted:
                     inputs[position] = inputs[position].detach().requires_grad_()
                     leaves.append(inputs[position])
-            outputs = _floating(reference(*inputs))
+            outputs = _floating(_backend.select(name, args[0].device)(*inputs))
         reached = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
         found = torch.autograd.grad([o for o, _ in reached], leaves, [g for _, g in reached], materialize_grads=True)
         return [g.contiguous() for g in found]

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from case.ops import _check as check
 from case.ops._registration import call, register
-from case.ops.plan import Plan, as_matrix
+from case.ops.plan import PLAN_ARGUMENTS, PLAN_DIFFERENTIABLE, RANKS, Plan, plan_arguments
 from case.ops.reference import losses as reference
 from case.ops.reference._numerics import accumulation_dtype
-from case.ops.sinkhorn import RANKS
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -32,20 +31,28 @@ def soft_cross_entropy(
 
     Args:
         logits: (..., K), float32, bfloat16, float16 (computed in float32) or float64.
-        targets: (..., K) weights, or a transport plan as ``Plan`` or (logits, u, v).
+        targets: (..., K) weights, or a transport plan as ``Plan`` or (logits, u, v), which is not written out.
         reduction: "mean" or "sum" over all rows, or "none".
 
     Returns:
-        A scalar, or (...) for "none"; float32 (float64 for float64 logits). Differentiable in both.
+        A scalar, or (...) for "none"; float32 (float64 for float64 logits). Differentiable in logits and
+        in targets, or the tensors that a plan is made of.
     """
     op = "soft_cross_entropy"
-    targets = as_matrix(op, "targets", targets)
     check.floating(op, "logits", logits, at_least=1)
-    check.floating(op, "targets", targets)
-    check.same_device(op, "targets", targets, "logits", logits)
-    check.shape(op, "targets", targets, tuple(logits.shape), "to match logits")
     check.choice(op, "reduction", reduction, REDUCTIONS)
+    if not isinstance(targets, Tensor):
+        plan = plan_arguments(op, "targets", targets)
+        _check_targets("targets.logits", plan[0], logits)
+        return _reduce(call("soft_cross_entropy_of_plan", logits, *plan), reduction)
+    check.floating(op, "targets", targets)
+    _check_targets("targets", targets, logits)
     return _reduce(call(op, logits, targets), reduction)
+
+
+def _check_targets(name: str, targets: Tensor, logits: Tensor) -> None:
+    check.same_device("soft_cross_entropy", name, targets, "logits", logits)
+    check.shape("soft_cross_entropy", name, targets, tuple(logits.shape), "to match logits")
 
 
 def generalized_cross_entropy(p: Tensor, target: Tensor, *, q: float, reduction: str = "mean") -> Tensor:
@@ -160,6 +167,10 @@ def _fake_chain(logits: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
 register(
     "soft_cross_entropy", "Tensor logits, Tensor targets", "Tensor", reference.soft_cross_entropy, _fake_rows,
     differentiable=("logits", "targets"),
+)  # fmt: skip
+register(
+    "soft_cross_entropy_of_plan", f"Tensor logits, {PLAN_ARGUMENTS}", "Tensor", reference.soft_cross_entropy_of_plan,
+    _fake_rows, differentiable=("logits", *PLAN_DIFFERENTIABLE),
 )  # fmt: skip
 register(
     "generalized_cross_entropy", "Tensor p, Tensor target, float q", "Tensor", reference.generalized_cross_entropy,

@@ -7,7 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from case.ops.reference.sinkhorn import log_matrix
+from case.ops import _check as check
+from case.ops.reference.sinkhorn import dense_plan
+
+RANKS = ("true", "argsort")
+
+# Of registered ops that take a plan in place of a matrix; ``plan_arguments`` gives the values.
+PLAN_ARGUMENTS = (
+    "Tensor plan_logits, Tensor u, Tensor v, Tensor? prior, Tensor? rank_scores, Tensor? rank_centers, "
+    "float rank_sigma, str ranks, Tensor? mask, float scale"
+)
+PLAN_DIFFERENTIABLE = ("plan_logits", "u", "v", "prior", "rank_centers")
 
 
 class RankPrior(NamedTuple):
@@ -39,8 +49,8 @@ class Plan(NamedTuple):
     def dense(self) -> Tensor:
         """Q (..., N, K) in the dtype of the logits."""
         mask = expand_mask(self.mask, self.logits)
-        log_m = log_matrix(self.logits, *split_prior(self.prior), mask, self.scale)
-        return (log_m + self.u.unsqueeze(-1) + self.v.unsqueeze(-2)).exp().to(self.logits.dtype)
+        q = dense_plan(self.logits, self.u, self.v, *split_prior(self.prior), mask, self.scale)
+        return q.to(self.logits.dtype)
 
 
 def split_prior(
@@ -52,17 +62,70 @@ def split_prior(
     return prior, None, None, 1.0, "true"
 
 
-def as_matrix(op: str, name: str, value: Tensor | Plan | tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """The (..., N, K) matrix that ``value`` stands for: itself, or a plan's Q."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, Plan):
-        return value.dense()
+def plan_arguments(
+    op: str, name: str, value: Plan | tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, float, str, Tensor | None, float]:
+    """What registered ops take for a plan, checked: the arguments of ``PLAN_ARGUMENTS`` in their order.
+
+    ``name`` is the public argument that ``value`` was given as; errors name its parts, "targets.u". Prior and mask
+    come out broadcast to the shape of the plan's logits, without a copy.
+    """
     if isinstance(value, tuple) and len(value) == 3 and all(isinstance(part, Tensor) for part in value):
-        return Plan(*value).dense()
-    raise TypeError(
-        f"{op}: {name} must be a torch.Tensor, a Plan or a triple (logits, u, v), got {type(value).__name__}"
-    )
+        value = Plan(*value)
+    if not isinstance(value, Plan):
+        raise TypeError(
+            f"{op}: {name} must be a torch.Tensor, a Plan or a triple (logits, u, v), got {type(value).__name__}"
+        )
+    logits = value.logits
+    check.floating(op, f"{name}.logits", logits, at_least=2)
+    for part, potential, shape in (
+        ("u", value.u, logits.shape[:-1]),
+        ("v", value.v, (*logits.shape[:-2], logits.shape[-1])),
+    ):
+        check.floating(op, f"{name}.{part}", potential)
+        check.same_device(op, f"{name}.{part}", potential, f"{name}.logits", logits)
+        check.shape(op, f"{name}.{part}", potential, tuple(shape), f"to match {name}.logits")
+    prior = checked_prior(op, f"{name}.prior", value.prior, f"{name}.logits", logits)
+    mask = checked_mask(op, f"{name}.mask", value.mask, f"{name}.logits", logits)
+    check.finite(op, f"{name}.scale", value.scale)
+    return (logits, value.u, value.v, *prior, mask, float(value.scale))
+
+
+def checked_prior(
+    op: str, name: str, prior: Tensor | RankPrior | None, logits_name: str, logits: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, float, str]:
+    """``split_prior``, checked and broadcast to the shape of the logits."""
+    if prior is None:
+        return split_prior(None)
+    because = f"to match {logits_name}"
+    if not isinstance(prior, RankPrior):
+        check.floating(op, name, prior)
+        check.same_device(op, name, prior, logits_name, logits)
+        return split_prior(check.broadcast(op, name, prior, tuple(logits.shape), because))
+    lead, (n, k) = logits.shape[:-2], logits.shape[-2:]
+    parts = []
+    for part, value, length in (("scores", prior.scores, n), ("centers", prior.centers, k)):
+        check.floating(op, f"{name}.{part}", value)
+        check.same_device(op, f"{name}.{part}", value, logits_name, logits)
+        parts.append(check.broadcast(op, f"{name}.{part}", value, (*lead, length), because))
+    check.positive(op, f"{name}.sigma", prior.sigma)
+    check.choice(op, f"{name}.ranks", prior.ranks, RANKS)
+    return split_prior(RankPrior(parts[0], parts[1], prior.sigma, prior.ranks))
+
+
+def checked_mask(op: str, name: str, mask: Tensor | None, logits_name: str, logits: Tensor) -> Tensor | None:
+    """``expand_mask``, checked."""
+    if mask is None:
+        return None
+    check.kind(op, name, mask, torch.bool, ".bool")
+    check.same_device(op, name, mask, logits_name, logits)
+    try:
+        return expand_mask(mask, logits)
+    except RuntimeError:
+        raise ValueError(
+            f"{op}: {name} must have shape {check.show(logits.shape[:-1])} or {check.show(logits.shape)}, "
+            f"got {check.show(mask.shape)}"
+        ) from None
 
 
 def expand_mask(mask: Tensor | None, logits: Tensor) -> Tensor | None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from case.ops import _check as check
 from case.ops._registration import call, register
-from case.ops.plan import Plan, RankPrior, expand_mask, split_prior
+from case.ops.plan import RANKS, Plan, RankPrior, checked_mask, checked_prior
 from case.ops.reference import sinkhorn as reference
 from case.ops.reference._numerics import accumulation_dtype
-
-RANKS = ("true", "argsort")
 
 _ARGUMENTS = (
     "Tensor logits, Tensor? prior, Tensor? rank_scores, Tensor? rank_centers, float rank_sigma, str ranks, "
@@ -142,19 +139,9 @@ def _arguments(
     check.whole(op, "n_iters", n_iters)
     if tol is not None:
         check.positive(op, "tol", tol)
-    matrix, scores, centers, sigma, ranks = split_prior(prior)
-    if matrix is not None:
-        check.floating(op, "prior", matrix)
-        check.same_device(op, "prior", matrix, "logits", logits)
-        matrix = check.broadcast(op, "prior", matrix, tuple(logits.shape), "to match logits")
-    if scores is not None and centers is not None:
-        if group is not None:
-            raise ValueError(f"{op}: a RankPrior needs the scores of all ranks; with group, give prior as a matrix")
-        check.floating(op, "prior.scores", scores)
-        check.floating(op, "prior.centers", centers)
-        _check_rank(op, scores, centers, sigma, ranks)
-        scores = check.broadcast(op, "prior.scores", scores, (*lead, n), "to match logits")
-        centers = check.broadcast(op, "prior.centers", centers, (*lead, k), "to match logits")
+    split = checked_prior(op, "prior", prior, "logits", logits)
+    if group is not None and split[1] is not None:
+        raise ValueError(f"{op}: prior is a RankPrior, which needs the scores of all ranks; with group, give a matrix")
     marginals = []
     for name, marginal, length in (("row_marginal", row_marginal, n), ("col_marginal", col_marginal, k)):
         if marginal is not None:
@@ -162,19 +149,9 @@ def _arguments(
             check.same_device(op, name, marginal, "logits", logits)
             marginal = check.broadcast(op, name, marginal, (*lead, length), "to match logits")
         marginals.append(marginal)
-    if mask is not None:
-        check.kind(op, "mask", mask, torch.bool, ".bool")
-        check.same_device(op, "mask", mask, "logits", logits)
-        given = mask.shape
-        try:
-            mask = expand_mask(mask, logits)
-        except RuntimeError:
-            raise ValueError(
-                f"{op}: mask must have shape {check.show((*lead, n))} or {check.show(logits.shape)}, "
-                f"got {check.show(given)}"
-            ) from None
+    mask = checked_mask(op, "mask", mask, "logits", logits)
     tol = None if tol is None else float(tol)
-    return (logits, matrix, scores, centers, sigma, ranks, *marginals, mask, float(scale), int(n_iters), tol)
+    return (logits, *split, *marginals, mask, float(scale), int(n_iters), tol)
 
 
 def _potentials_fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Fixtures of the op tests: fresh random inputs, every backend and device, and checks that hold for all ops.
 
 A test that takes ``device`` names the ops it exercises, ``@pytest.mark.op("sinkhorn")``, and runs for every backend
-and device for which all of them have an implementation; inside it that backend is the current one.
+and device for which all of them have an implementation; inside it that backend is the current one. With
+``kernels=True`` the plain-torch reference is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, to
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "op(*names): the ops a test exercises; decides the backends that `device` runs on"
+        "markers", "op(*names, kernels=False): the ops a test exercises; decides the backends that `device` runs on"
     )
 
 
@@ -38,6 +39,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     implementations = [set(_backend.table()[name]) for name in marker.args]
     params = []
     for backend in _backend.BACKENDS[1:]:
+        if backend == "reference" and marker.kwargs.get("kernels"):
+            continue  # held to the precision of kernels
         for kind in ("cpu", "cuda"):
             if all({f"{backend}/{kind}", f"{backend}/any"} & found for found in implementations):
                 marks = [pytest.mark.gpu] if kind == "cuda" else []
@@ -146,7 +149,9 @@ def check_gradients(draw: Draw, device: torch.device) -> Callable[..., None]:
     def check(function: Callable[..., Any], *inputs: Tensor, tolerance: float = 2e-5) -> None:
         if device.type == "cpu":
             leaves = [x.double().clone().requires_grad_() for x in inputs]
-            assert torch.autograd.gradcheck(lambda *a: tuple(_outputs(function(*a))), leaves)
+            # Triton's interpreter takes some 50 ms a call: one random direction there, not every entry.
+            fast = _backend._current.get() == "triton"
+            assert torch.autograd.gradcheck(lambda *a: tuple(_outputs(function(*a))), leaves, fast_mode=fast)
         exact = [x.double().clone().requires_grad_() for x in inputs]
         with ops.backend("reference"):
             expected = _outputs(function(*exact))
@@ -193,3 +198,29 @@ def fails() -> Callable[[type[Exception], str, str, str], AbstractContextManager
         return pytest.raises(kind, match=rf"^{op}: {re.escape(argument)} [^\n]*{re.escape(got)}[^\n]*$")
 
     return expect
+
+
+def _sample_arguments(draw: Draw, op: str) -> tuple[Any, ...]:
+    n, k, d = 40, 5, 16
+    x, y = draw.normal(n, k), draw.uniform(n, k, low=0.1)
+    if op.startswith("sinkhorn"):
+        return (x, y, None, None, 1.0, "true", None, None, None, 2.0, 3, None)
+    if op == "clustering_losses":
+        wide = torch.relu(draw.normal(2, n, d))
+        labels = draw.uniform(k, 2)
+        tail = (draw.integers(0, n, 2 * n), 0.3, "true", 2.0, 10.0, 3)
+        return (draw.normal(2, n, k), wide, draw.uniform(n), draw.uniform(2 * n), labels, *tail)
+    return {
+        "rank_prior": (draw.distinct(n), draw.uniform(k), 0.3, "true"),
+        "prototypes": (draw.normal(n, d), y, "mean"),
+        "cosine_logits": (draw.normal(n, d), draw.normal(k, d), 10.0, False),
+        "cosine_softmax": (draw.normal(n, d), draw.normal(k, d), 10.0, False),
+        "soft_cross_entropy": (x, y),
+        "generalized_cross_entropy": (y, draw.uniform(n, k), 0.7),
+    }[op]
+
+
+@pytest.fixture
+def sample_arguments(draw: Draw) -> Callable[[str], tuple[Any, ...]]:
+    """Arguments of a registered op that has kernels, float64 on the CPU."""
+    return lambda op: _sample_arguments(draw, op)

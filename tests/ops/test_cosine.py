@@ -49,7 +49,8 @@ def test_values(draw, close, device, size, lead, unit_y):
         for op in OPS:
             found = getattr(ops, op)(x.to(device), y.to(device), scale=3.0, unit_y=unit_y)
             assert found.dtype == dtype
-            close(found, expected(x, y, 3.0, unit_y, op))
+            # A single cosine may be near 0; errors are of products of lengths 1.
+            close(found, expected(x, y, 3.0, unit_y, op), floor=1.0)
 
 
 @pytest.mark.op(*OPS)

@@ -143,6 +143,27 @@ SOFT: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"targets": X.to("meta")}, ValueError, "targets", "meta"),
     ({"reduction": "max"}, ValueError, "reduction", "'max'"),
 ]
+U, V = torch.zeros(4), torch.zeros(3)
+PLANS: list[tuple[Any, type[Exception], str, str]] = [
+    ((X, U), TypeError, "targets", "tuple"),
+    ([X, U, V], TypeError, "targets", "list"),
+    (ops.Plan(X.int(), U, V), TypeError, "targets.logits", "torch.int32"),
+    (ops.Plan(torch.zeros(4, 2), U, torch.zeros(2)), ValueError, "targets.logits", "(4, 2)"),
+    (ops.Plan(X[:, 0], U, V), ValueError, "targets.logits", "(4,)"),
+    (ops.Plan(X.to("meta"), U.to("meta"), V.to("meta")), ValueError, "targets.logits", "meta"),
+    ((X, V, V), ValueError, "targets.u", "(3,)"),
+    ((X, U, V.long()), TypeError, "targets.v", "torch.int64"),
+    ((X, U, V.to("meta")), ValueError, "targets.v", "meta"),
+    (ops.Plan(X, U, V, scale=math.nan), ValueError, "targets.scale", "nan"),
+    (ops.Plan(X, U, V, prior=1.0), TypeError, "targets.prior", "float"),
+    (ops.Plan(X, U, V, prior=torch.ones(2, 3)), ValueError, "targets.prior", "(2, 3)"),
+    (ops.Plan(X, U, V, prior=ops.RankPrior(V, V, 0.3)), ValueError, "targets.prior.scores", "(3,)"),
+    (ops.Plan(X, U, V, prior=ops.RankPrior(U, U, 0.3)), ValueError, "targets.prior.centers", "(4,)"),
+    (ops.Plan(X, U, V, prior=ops.RankPrior(U, V, 0.0)), ValueError, "targets.prior.sigma", "0.0"),
+    (ops.Plan(X, U, V, prior=ops.RankPrior(U, V, 0.3, "first")), ValueError, "targets.prior.ranks", "'first'"),
+    (ops.Plan(X, U, V, mask=U), TypeError, "targets.mask", "torch.float32"),
+    (ops.Plan(X, U, V, mask=V.bool()), ValueError, "targets.mask", "(3,)"),
+]
 GENERALIZED: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"p": 0.5}, TypeError, "p", "float"),
     ({"p": X.bool()}, TypeError, "p", "torch.bool"),
@@ -160,6 +181,12 @@ GENERALIZED: list[tuple[dict[str, Any], type[Exception], str, str]] = [
 def test_soft_cross_entropy_refuses(fails, given, kind, argument, got):
     with fails(kind, "soft_cross_entropy", argument, got):
         ops.soft_cross_entropy(**{"logits": X, "targets": X, **given})
+
+
+@pytest.mark.parametrize("plan, kind, argument, got", PLANS, ids=[f"{a}-{g}" for _, _, a, g in PLANS])
+def test_soft_cross_entropy_refuses_plans(fails, plan, kind, argument, got):
+    with fails(kind, "soft_cross_entropy", argument, got):
+        ops.soft_cross_entropy(X, plan)
 
 
 @pytest.mark.parametrize("given, kind, argument, got", GENERALIZED, ids=[f"{a}-{g}" for _, _, a, g in GENERALIZED])

@@ -91,6 +91,16 @@ def _prototypes(draw: Any) -> list[tuple[Any, ...]]:
     return [(e, w, "mean"), (e[0], w[0], "l2"), (e[:, :0], w[:, :0], "sum")]
 
 
+def _prototypes_of_plan(draw: Any) -> list[tuple[Any, ...]]:
+    e, x, u, v = draw.normal(2, 5, 4), draw.normal(2, 5, 3), draw.normal(2, 5, scale=0.3), draw.normal(2, 3, scale=0.3)
+    prior, ranked = (draw.uniform(2, 5, 3, low=0.2), None, None, 1.0, "true"), (None, draw.distinct(2, 5))
+    return [
+        (e, x, u, v, *prior, draw.keep(0.7, 2, 5, 3), 2.0, "mean"),
+        (e, x, u, v, *ranked, draw.uniform(2, 3), 0.3, "true", None, 1.0, "l2"),
+        (e[0], x[0].T.contiguous().T, u[0], v[0], None, None, None, 1.0, "true", None, 1.0, "sum"),
+    ]
+
+
 def _pooling(draw: Any) -> list[tuple[Any, ...]]:
     return [(draw.distinct(2, 6, 3), draw.normal(2, 6, 3), k) for k in (1, 4)]
 
@@ -101,6 +111,11 @@ def _soft(draw: Any) -> list[tuple[Any, ...]]:
         (draw.normal(3, 4).T, draw.uniform(4, 3)),
         (draw.normal(0, 3),) * 2,
     ]
+
+
+def _soft_of_plan(draw: Any) -> list[tuple[Any, ...]]:
+    plans = [arguments[1:-1] for arguments in _prototypes_of_plan(draw)]
+    return [(draw.normal(*plan[0].shape), *plan) for plan in plans]
 
 
 def _generalized(draw: Any) -> list[tuple[Any, ...]]:
@@ -125,9 +140,11 @@ ARGUMENTS = {
     "sinkhorn_potentials": _sinkhorn,
     "rank_prior": _rank_prior,
     "prototypes": _prototypes,
+    "prototypes_of_plan": _prototypes_of_plan,
     "cosine_logits": _cosine,
     "cosine_softmax": _cosine,
     "soft_cross_entropy": _soft,
+    "soft_cross_entropy_of_plan": _soft_of_plan,
     "generalized_cross_entropy": _generalized,
     "clustering_losses": _clustering,
     "topk_pool": _pooling,
@@ -141,9 +158,11 @@ DIFFERENTIABLE = {
     "sinkhorn_potentials": (0, 1, 3, 6, 7),
     "rank_prior": (1,),
     "prototypes": (0, 1),
+    "prototypes_of_plan": (0, 1, 2, 3, 4, 6),
     "cosine_logits": (0, 1),
     "cosine_softmax": (0, 1),
     "soft_cross_entropy": (0, 1),
+    "soft_cross_entropy_of_plan": (0, 1, 2, 3, 4, 6),
     "generalized_cross_entropy": (0, 1),
     "clustering_losses": (0, 1),
     "topk_pool": (1,),

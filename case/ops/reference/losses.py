@@ -1,12 +1,14 @@
 """Cross entropies, and the clustering losses L_C and L_R as the chain of the other ops (METHOD.md, SCC, CCC)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from case.ops.reference._numerics import accumulation_dtype
 from case.ops.reference.cosine import cosine_logits
 from case.ops.reference.prototypes import prototypes
-from case.ops.reference.sinkhorn import sinkhorn
+from case.ops.reference.sinkhorn import dense_plan, sinkhorn
 
 EPS = 1e-7  # the released code's guard in the generalized cross entropy
 
@@ -17,6 +19,10 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     targets = targets.to(dtype)
     terms = targets * logits.to(dtype).log_softmax(-1).masked_fill(targets == 0, 0)
     return -terms.sum(-1)
+
+
+def soft_cross_entropy_of_plan(logits: Tensor, *plan: Any) -> Tensor:
+    return soft_cross_entropy(logits, dense_plan(*plan))
 
 
 def generalized_cross_entropy(p: Tensor, target: Tensor, q: float) -> Tensor:

@@ -1,10 +1,13 @@
 """Weighted averages of embeddings: one prototype per weight column (METHOD.md, CCC)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize as l2_normalize
 
 from case.ops.reference._numerics import accumulation_dtype
+from case.ops.reference.sinkhorn import dense_plan
 
 
 def prototypes(embeddings: Tensor, weights: Tensor, normalize: str) -> Tensor:
@@ -20,3 +23,8 @@ def prototypes(embeddings: Tensor, weights: Tensor, normalize: str) -> Tensor:
             mass != 0, sums / torch.where(mass != 0, mass, torch.ones_like(mass)), torch.zeros_like(sums)
         )
     return sums.to(embeddings.dtype)
+
+
+def prototypes_of_plan(embeddings: Tensor, *plan_and_normalize: Any) -> Tensor:
+    *plan, normalize = plan_and_normalize
+    return prototypes(embeddings, dense_plan(*plan), normalize)

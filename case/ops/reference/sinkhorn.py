@@ -75,6 +75,11 @@ def log_matrix(
     return log_m
 
 
+def dense_plan(logits: Tensor, u: Tensor, v: Tensor, *problem: Any) -> Tensor:
+    """Q = exp(L + u + v) in the accumulation dtype; ``problem`` as ``log_matrix`` takes it after the logits."""
+    return (log_matrix(logits, *problem) + u.unsqueeze(-1) + v.unsqueeze(-2)).exp()
+
+
 def potentials(
     log_m: Tensor,
     row_marginal: Tensor | None,

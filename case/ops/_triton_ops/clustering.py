@@ -1,0 +1,65 @@
+"""``clustering_losses`` on Triton: the registered op's arguments around ``case.kernels.clustering``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from case.kernels import clustering as kernels
+from case.kernels.config import MAX_COLUMNS
+from case.ops import _backend
+from case.ops._triton_ops._ranks import rank_term
+
+
+def clustering_losses(
+    logits: Tensor,
+    embeddings: Tensor,
+    attention: Tensor,
+    foreground: Tensor,
+    cluster_labels: Tensor,
+    index: Tensor | None,
+    sigma: float,
+    ranks: str,
+    ot_scale: float,
+    cosine_scale: float,
+    n_iters: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    settings = kernels.Settings(ot_scale, cosine_scale, n_iters)
+    if foreground.numel() * logits.numel() * embeddings.numel() == 0 or logits.shape[-1] > MAX_COLUMNS:
+        return _backend.reference("clustering_losses")(
+            logits, embeddings, attention, foreground, cluster_labels, index, sigma, ranks, *settings
+        )
+    centers = cluster_labels[:, 0].unsqueeze(0)
+    rows, k = logits.shape[1:]
+    weights = torch.empty((rows, k + 2), dtype=torch.int64, device=logits.device)
+    term, sorted_ = rank_term(
+        attention.unsqueeze(0), centers, sigma, ranks, index=index, complement=True, clear=weights
+    )
+    given = (weights, foreground, index, term, sorted_, settings)
+    if torch.is_grad_enabled() and (logits.requires_grad or embeddings.requires_grad):
+        return _ClusteringLosses.apply(logits, embeddings, given)
+    chain = kernels.forward(logits, embeddings, *given)
+    return chain.scc, chain.ccc, chain.labels
+
+
+class _ClusteringLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, embeddings: Tensor, given: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        chain = kernels.forward(logits, embeddings, *given)
+        # The embeddings are not read again.
+        ctx.save_for_backward(logits)
+        ctx.chain = chain._replace(scc=None, ccc=None, labels=None)
+        ctx.width = embeddings.shape[2]
+        ctx.samples = given[1].shape[0]
+        ctx.mark_non_differentiable(chain.labels)
+        return chain.scc, chain.ccc, chain.labels
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_scc: Tensor, of_ccc: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (logits,) = ctx.saved_tensors
+        of_logits, of_embeddings = kernels.backward(logits, ctx.width, ctx.chain, ctx.samples, of_scc, of_ccc)
+        return of_logits, of_embeddings, None
