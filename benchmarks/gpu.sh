@@ -65,21 +65,22 @@ export -f header install
 export python
 
 if [[ $quick ]]; then
-  limits=(15 50 25 40 35)
+  limits=(15 50 40 20 30 15)
   tests=(-m "gpu and not slow")
   benchmarks=(--benchmark-max-time=0.1 --benchmark-min-rounds=3 -m "not slow")
 else
-  limits=(30 120 60 150 160)
+  limits=(30 120 150 100 30 90)
   tests=(-m gpu)
   benchmarks=()
 fi
 
 stage header "${limits[0]}" bash -c header
 stage install "${limits[1]}" bash -c install
-stage gpu_first "${limits[2]}" "$python" benchmarks/gpu_first.py "$out" ${quick:+"$quick"}
-# A file that cannot be collected (a missing package) must not hide the others.
-stage tests "${limits[3]}" "$python" -m pytest tests "${tests[@]}" --color=no --continue-on-collection-errors
-stage benchmarks "${limits[4]}" "$python" -m pytest benchmarks ${benchmarks[@]+"${benchmarks[@]}"} --color=no \
+# Most important first. A file that cannot be collected (a missing package) must not hide the others.
+stage tests "${limits[2]}" "$python" -m pytest tests "${tests[@]}" --color=no --continue-on-collection-errors
+stage gpu_targets "${limits[3]}" "$python" benchmarks/gpu_targets.py "$out" ${quick:+"$quick"}
+stage gpu_first "${limits[4]}" "$python" benchmarks/gpu_first.py "$out" ${quick:+"$quick"}
+stage benchmarks "${limits[5]}" "$python" -m pytest benchmarks ${benchmarks[@]+"${benchmarks[@]}"} --color=no \
   --continue-on-collection-errors --benchmark-json="$out/benchmarks.json"
 
 echo "== summary ($out)"
