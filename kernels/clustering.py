@@ -69,7 +69,7 @@ def forward(
         logits, (0, logits.stride(1), logits.stride(2)), settings.ot_scale / streams, tl.constexpr(streams),
         logits.stride(0), index, None, (0, 0, 0), None, (0, 0, 0), ranks,
     )  # fmt: skip
-    out = Output(None, None, weights, k + 2, foreground)
+    out = Output(None, None, None, weights, k + 2, foreground)
     solve(m, (1, n, k), marginals(None, None), out, settings.n_iters, None, acc, sorted_)
 
     partial, masses = partial_sums(embeddings, _shared(weights, streams), k + 2, with_masses=True)
@@ -105,7 +105,8 @@ def backward(
     _gradients[(launch.parts * launch.blocks_e, streams)](
         logits, logits.stride(), _shared(chain.weights, streams), chain.sums, chain.factors, of_scc, of_ccc, *found,
         samples, rows, k, width, launch.rows_per_part, launch.blocks_e,
-        ACC=accumulator(logits.dtype), BLOCK_C=launch.block_c, BLOCK_N=launch.block_e_n, BLOCK_K=launch.block_k,
+        ACC=accumulator(logits.dtype), BLOCK_C=launch.block_e_c, ONE_BLOCK=launch.block_e_c >= k + 2,
+        BLOCK_N=launch.block_e_n, BLOCK_K=launch.block_k,
         BLOCK_H=launch.block_e, num_warps=launch.num_warps,
     )  # fmt: skip
     return found
@@ -242,37 +243,61 @@ def _cluster_classification(
 
 
 @triton.jit
+def _of_sums(sums, factors, stream, columns, h, k, width, of_fg, of_bg):
+    """ds of some columns and a block of H, where of_fg and of_bg (BLOCK_H,) are sum_k b_ki z_k."""
+    c = k + 2
+    s_at = sums + stream * c * width
+    inside = (columns < c)[:, None] & (h < width)[None, :]
+    s = tl.load(s_at + columns[:, None] * width + h[None, :], mask=inside, other=0.0)
+    fg = tl.load(s_at + k * width + h, mask=h < width, other=0.0)
+    bg = tl.load(s_at + (k + 1) * width + h, mask=h < width, other=0.0)
+    at = factors + stream * 3 * c + columns
+    b_fg = tl.load(at, mask=columns < c, other=0.0)
+    b_bg = tl.load(at + c, mask=columns < c, other=0.0)
+    d = tl.load(at + 2 * c, mask=columns < c, other=0.0)
+    ds = d[:, None] * s + b_fg[:, None] * fg[None, :] + b_bg[:, None] * bg[None, :]
+    ds += tl.where((columns == k)[:, None], of_fg[None, :], 0.0)
+    return ds + tl.where((columns == k + 1)[:, None], of_bg[None, :], 0.0)
+
+
+@triton.jit
 def _gradients(
     logits, strides, weights, sums, factors, of_scc, of_ccc, of_logits, of_embeddings, samples, count, k, width,
-    rows_per_part, blocks_h, ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    rows_per_part, blocks_h, ACC: tl.constexpr, BLOCK_C: tl.constexpr, ONE_BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """dE for rows of a block of H; the programs of the first block also write dS for their rows."""
     stream = tl.program_id(1).to(tl.int64)
     block, part = tl.program_id(0) % blocks_h, tl.program_id(0) // blocks_h
     c = k + 2
-    columns, cols = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K)
+    cols = tl.arange(0, BLOCK_K)
     h = block * BLOCK_H + tl.arange(0, BLOCK_H)
-    s_at = sums + stream * c * width
-    s = tl.load(
-        s_at + columns[:, None] * width + h[None, :], mask=(columns < c)[:, None] & (h < width)[None, :], other=0.0
-    )
-    fg = tl.load(s_at + k * width + h, mask=h < width, other=0.0)
-    bg = tl.load(s_at + (k + 1) * width + h, mask=h < width, other=0.0)
-    at = factors + stream * 3 * c + columns
-    b_fg = tl.load(at, mask=columns < c, other=0.0)[:, None]
-    b_bg = tl.load(at + c, mask=columns < c, other=0.0)[:, None]
-    d = tl.load(at + 2 * c, mask=columns < c, other=0.0)[:, None]
-    ds = d * s + b_fg * fg[None, :] + b_bg * bg[None, :]
-    ds += tl.where((columns == k)[:, None], tl.sum(b_fg * s, axis=0)[None, :], 0.0)
-    ds += tl.where((columns == k + 1)[:, None], tl.sum(b_bg * s, axis=0)[None, :], 0.0)
-    ds *= tl.load(of_ccc).to(ACC)
+    of_fg = tl.zeros((BLOCK_H,), ACC)
+    of_bg = tl.zeros((BLOCK_H,), ACC)
+    for first_c in range(0, c, BLOCK_C):
+        columns = first_c + tl.arange(0, BLOCK_C)
+        inside = (columns < c)[:, None] & (h < width)[None, :]
+        s = tl.load(sums + (stream * c + columns)[:, None] * width + h[None, :], mask=inside, other=0.0)
+        at = factors + stream * 3 * c + columns
+        of_fg += tl.sum(tl.load(at, mask=columns < c, other=0.0)[:, None] * s, axis=0)
+        of_bg += tl.sum(tl.load(at + c, mask=columns < c, other=0.0)[:, None] * s, axis=0)
+    scale = tl.load(of_ccc).to(ACC)
     share = tl.load(of_scc).to(ACC) / samples
+    if ONE_BLOCK:
+        ds = _of_sums(sums, factors, stream, tl.arange(0, BLOCK_C), h, k, width, of_fg, of_bg) * scale
     begin = part * rows_per_part
     for first in range(begin, min(begin + rows_per_part, count), BLOCK_N):
         rows = row_indices(first, BLOCK_N)
-        w = load_weights(weights, stream, rows, columns, count, c, ACC)
-        de = tl.dot(w, ds, input_precision="tf32x3", out_dtype=ACC)
+        if ONE_BLOCK:
+            w = load_weights(weights, stream, rows, tl.arange(0, BLOCK_C), count, c, ACC)
+            de = tl.dot(w, ds, input_precision="tf32x3", out_dtype=ACC)
+        else:
+            de = tl.zeros((BLOCK_N, BLOCK_H), ACC)
+            for first_c in range(0, c, BLOCK_C):
+                columns = first_c + tl.arange(0, BLOCK_C)
+                w = load_weights(weights, stream, rows, columns, count, c, ACC)
+                of_block = _of_sums(sums, factors, stream, columns, h, k, width, of_fg, of_bg) * scale
+                de = tl.dot(w, of_block, de, input_precision="tf32x3", out_dtype=ACC)
         at_h = of_embeddings + (stream * count + rows)[:, None] * width + h[None, :]
         tl.store(at_h, de.to(of_embeddings.dtype.element_ty), mask=(rows < count)[:, None] & (h < width)[None, :])
         if block == 0:

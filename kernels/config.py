@@ -258,9 +258,10 @@ class ChainLaunch:
     blocks_h: int
     block_n: int  # rows of a program of L_C
     row_tiles: int
-    block_e: int  # columns and rows of a tile of dE
+    block_e: int  # columns and rows of a tile of dE, and weight columns at a time
     blocks_e: int
     block_e_n: int
+    block_e_c: int
     parts: int  # programs a stream and block of dE, over rows_per_part rows each
     rows_per_part: int
     num_warps: int
@@ -271,19 +272,22 @@ def chain_launch(streams: int, rows: int, k: int, width: int, device: Device) ->
     block_c = max(16, next_power_of_2(k + 2))
     block_k = max(2, next_power_of_2(k))
     if device.interpreted:
-        block_h, block_n, block_e, block_e_n, parts = 64, 64, 64, 32, 2
+        block_h, block_n, block_e, block_e_n, block_e_c, parts = 64, 64, 64, 32, 16, 2
     else:
         # Blocks of 32 columns (a 128-byte line) spread the few sums over many programs, which each read all splits.
         block_h = 32
         # 16 elements a thread, as for other losses of rows.
         block_n = max(1, 2048 // block_k)
-        # dE: a (block_e_n, block_e) accumulator of 32 to 64 registers a thread beside the (block_c, block_e) operand in
-        # shared memory; about four programs a multiprocessor hide each other's stores.
-        block_e = max(16, min(128, next_power_of_2(width), 8192 // block_c))
+        # dE: a (block_e_n, block_e) accumulator of 32 to 64 registers a thread beside the (block_e_c, block_e) operand
+        # in shared memory; about four programs a multiprocessor hide each other's stores.
+        # More weight columns than fit one block are made anew for each tile of rows: narrower, for the registers.
+        block_e_c = min(32, block_c)
+        block_e = max(16, min(128 if block_e_c == block_c else 64, next_power_of_2(width)))
         block_e_n = 64
         parts = max(1, 4 * device.multiprocessors // (streams * ceil_div(width, block_e)))
     rows_per_part = ceil_div(ceil_div(rows, parts), block_e_n) * block_e_n
     return ChainLaunch(
         block_c, block_k, block_h, ceil_div(width, block_h), block_n, ceil_div(rows, block_n), block_e,
-        ceil_div(width, block_e), block_e_n, ceil_div(rows, rows_per_part), rows_per_part, num_warps=4,
+        ceil_div(width, block_e), block_e_n, block_e_c, ceil_div(rows, rows_per_part), rows_per_part,
+        num_warps=4 if block_e_c == block_c else 8,
     )  # fmt: skip

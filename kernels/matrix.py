@@ -87,17 +87,17 @@ def load_log_matrix(m, problem, rows, cols, n, k, ACC: tl.constexpr, position):
     where the kernel has just found them, else None.
     """
     inside = (rows < n)[:, None] & (cols < k)[None, :]
-    source = rows
+    source, columns = rows, cols.to(tl.int64)  # of a transposed matrix, columns are far apart
     if m.index is not None:
         source = tl.load(m.index + rows, mask=rows < n, other=0)
-    at = m.logits + problem * m.strides[0] + source[:, None] * m.strides[1] + cols[None, :] * m.strides[2]
+    at = m.logits + problem * m.strides[0] + source[:, None] * m.strides[1] + columns[None, :] * m.strides[2]
     x = tl.load(at, mask=inside, other=0.0).to(ACC)
     for stream in tl.static_range(1, m.streams):
         x += tl.load(at + stream * m.stride_stream, mask=inside, other=0.0).to(ACC)
     x *= m.scale
     if m.prior is not None:
         at = m.prior + problem * m.prior_strides[0] + rows[:, None] * m.prior_strides[1]
-        weight = tl.load(at + cols[None, :] * m.prior_strides[2], mask=inside, other=0.0).to(ACC)
+        weight = tl.load(at + columns[None, :] * m.prior_strides[2], mask=inside, other=0.0).to(ACC)
         inside &= weight > 0
         x += tl.log(tl.where(inside, weight, 1.0))
     if m.ranks is not None:
@@ -106,7 +106,7 @@ def load_log_matrix(m, problem, rows, cols, n, k, ACC: tl.constexpr, position):
         x += log_rank_prior(m.ranks, position, problem, cols, k, ACC)
     if m.mask is not None:
         at = m.mask + problem * m.mask_strides[0] + rows[:, None] * m.mask_strides[1]
-        inside &= tl.load(at + cols[None, :] * m.mask_strides[2], mask=inside, other=0) != 0
+        inside &= tl.load(at + columns[None, :] * m.mask_strides[2], mask=inside, other=0) != 0
     return tl.where(inside, x, float("-inf"))
 
 

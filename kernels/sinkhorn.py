@@ -55,6 +55,7 @@ class Output(NamedTuple):
 
     plan: Tensor | None  # (B, N, K) contiguous
     u: Tensor | None  # (B, N)
+    v: Tensor | None  # (B, K)
     weights: Tensor | None  # (L, columns) int64, zeroed: see ``add_to_rows``
     columns: int
     foreground: Tensor | None  # (N,)
@@ -192,6 +193,12 @@ def _write(m, out, problem, rows, cols, p, total, n, k):
 
 
 @triton.jit
+def _write_columns(out, problem, cols, v, k):
+    if out.v is not None:
+        tl.store(out.v + problem * k + cols, v, mask=cols < k)
+
+
+@triton.jit
 def _first_columns(
     m, parts, sorted_, problems, n, k, rows_per_part, RANKED: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -283,6 +290,8 @@ def _iterate(
         _store_trace(trace, t, problem, problems, cols, k, v, total)
         if trace.ran is not None:
             tl.store(trace.ran + (t - 1) * problems + problem, ran)
+        if LAST:
+            _write_columns(out, problem, cols, v, k)
     shares = tl.zeros((BLOCK_N, BLOCK_K), ACC)
     begin = part * rows_per_part
     for first in tl.range(begin, min(begin + rows_per_part, n), BLOCK_N, num_stages=STAGES):
@@ -337,3 +346,4 @@ def _whole(
     v = iterate_tile(x, r, log_c, trace, problem, problems, n_iters, tol, cols, k, True)
     p, log_total = softmax_rows(x + v[None, :])
     _write(m, out, problem, rows, cols, p, log_total, n, k)
+    _write_columns(out, problem, cols, v, k)

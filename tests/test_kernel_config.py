@@ -57,4 +57,4 @@ def test_chain_launch_covers_everything(streams, rows, k, width, device):
     assert launch.row_tiles * launch.block_n >= rows > (launch.row_tiles - 1) * launch.block_n
     assert launch.parts * launch.rows_per_part >= rows > (launch.parts - 1) * launch.rows_per_part
     assert launch.rows_per_part % launch.block_e_n == 0
-    assert min(launch.block_c, launch.block_e, launch.block_e_n) >= 16, "what tl.dot takes"
+    assert min(launch.block_e_c, launch.block_e, launch.block_e_n) >= 16, "what tl.dot takes"

@@ -76,7 +76,7 @@ def test_values_and_gradients(draw, close, device, sizes, ranks):
             close(got, value, tolerance)
         gradients = torch.autograd.grad([found.scc, found.ccc], leaves, [c.to(found.scc) for c in cotangents])
         for got, value in zip(gradients, wanted, strict=True):
-            close(got, value, tolerance * 10, floor=1e-3)
+            close(got, value, tolerance * 10, floor=1e-2)
 
 
 @pytest.mark.op("clustering_losses")

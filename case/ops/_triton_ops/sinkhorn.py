@@ -70,12 +70,12 @@ def _run(problem: tuple[Any, ...], *, plan: bool) -> tuple[Any, _Problem, kernel
     problems, n, k = p.sizes
     q = torch.empty(p.shape, dtype=logits.dtype, device=logits.device) if plan else None
     u = None if plan else torch.empty(p.shape[:-1], dtype=dtype, device=logits.device)
-    if problems * n == 0:
-        v = torch.zeros((*p.shape[:-2], k), dtype=dtype, device=logits.device)
-        return (q if plan else (u, v)), p, None
-    out = kernels.Output(q, u, None, 0, None)
-    trace = kernels.solve(p.matrix, p.sizes, p.marginals, out, p.n_iters, p.tol, p.acc, p.sorted)
-    return (q if plan else (u, trace.v[-1].view(*p.shape[:-2], k))), p, trace
+    v = None if plan else torch.zeros((*p.shape[:-2], k), dtype=dtype, device=logits.device)
+    trace = None
+    if problems * n > 0:
+        out = kernels.Output(q, u, v, None, 0, None)
+        trace = kernels.solve(p.matrix, p.sizes, p.marginals, out, p.n_iters, p.tol, p.acc, p.sorted)
+    return (q if plan else (u, v)), p, trace
 
 
 class _Sinkhorn(torch.autograd.Function):
