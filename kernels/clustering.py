@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from case.kernels.config import chain_launch, device_of
+from case.kernels.config import MAX_REGISTERS, chain_launch, device_of
 from case.kernels.matrix import LogMatrix, RankTerm, accumulator, row_indices, softmax_rows
 from case.kernels.prototypes import L2_EPS, Weights, load_weights, of_matrix, partial_sums
 from case.kernels.ranks import SortedChunks
@@ -107,7 +107,7 @@ def backward(
         samples, rows, k, width, launch.rows_per_part, launch.blocks_e,
         ACC=accumulator(logits.dtype), BLOCK_C=launch.block_e_c, ONE_BLOCK=launch.block_e_c >= k + 2,
         BLOCK_N=launch.block_e_n, BLOCK_K=launch.block_k,
-        BLOCK_H=launch.block_e, num_warps=launch.num_warps,
+        BLOCK_H=launch.block_e, num_warps=launch.num_warps, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     return found
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from case.kernels.config import cosine_backward_launch, cosine_forward_launch, device_of
+from case.kernels.config import MAX_REGISTERS, cosine_backward_launch, cosine_forward_launch, device_of
 from case.kernels.dots import full_dot
 from case.kernels.matrix import accumulator, row_indices, softmax_rows
 from case.kernels.tiles import load_tile, matrices
@@ -44,7 +44,7 @@ def forward(
     _cosine_forward[(triton.cdiv(m, launch.block_m) * b, triton.cdiv(p, launch.block_p))](
         matrices(x), matrices(y), out, logits, norm_x, norm_y, scale, m, p, d,
         UNIT_Y=unit_y, SOFTMAX=softmax, ACC=accumulator(x.dtype), BLOCK_M=launch.block_m, BLOCK_P=launch.block_p,
-        BLOCK_D=launch.block_d, num_warps=launch.num_warps, num_stages=launch.num_stages,
+        BLOCK_D=launch.block_d, num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def backward(
             norm_x, norm_y[:, part], norm_y.stride(0), sum_x, partial, scale, b, m, width, d, launch.rows_per_split,
             UNIT_Y=unit_y, SOFTMAX=softmax and not several, ADD=first > 0, ACC=accumulator(x.dtype),
             BLOCK_M=launch.block_m, BLOCK_P=launch.block_p, BLOCK_D=launch.block_d,
-            num_warps=launch.num_warps, num_stages=launch.num_stages,
+            num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
         if dy is not None:
             dy[:, part] = partial.sum(0)

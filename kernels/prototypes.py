@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from case.kernels.config import device_of, next_power_of_2, prototypes_launch
+from case.kernels.config import MAX_REGISTERS, device_of, next_power_of_2, prototypes_launch
 from case.kernels.dots import full_dot
 from case.kernels.matrix import WEIGHT_UNIT, LogMatrix, accumulator, load_log_matrix, row_indices
 from case.kernels.tiles import Matrices, load_tile, matrices
@@ -84,7 +84,7 @@ def partial_sums(embeddings: Tensor, weights: Weights, k: int, *, with_masses: b
     _partial_sums[(programs,)](
         matrices(embeddings), weights, partial, masses, n, k, d, launch.splits, launch.rows_per_split,
         ACC=acc, BLOCK_N=launch.block_n, BLOCK_K=launch.block_k, BLOCK_D=launch.block_d,
-        num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=255,
+        num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     return partial, masses
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from case.kernels.config import device_of, next_power_of_2, prototypes_backward_launch
+from case.kernels.config import MAX_REGISTERS, device_of, next_power_of_2, prototypes_backward_launch
 from case.kernels.dots import full_dot, half_dot
 from case.kernels.matrix import accumulator, row_indices
 from case.kernels.prototypes import L2_EPS, Weights, load_weights
@@ -47,7 +47,7 @@ def gradients(
         _input_gradients[(programs,)](
             matrices(embeddings), weights, of_sums, of_masses, of_embeddings, of_weights, n, k, d,
             ACC=acc, ONE_BLOCK=blocks_k == 1, BLOCK_N=launch.block_n, BLOCK_K=launch.block_k, BLOCK_D=launch.block_d,
-            num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=255,
+            num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
 
 
