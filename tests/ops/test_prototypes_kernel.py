@@ -20,7 +20,7 @@ GRADIENT = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 @pytest.fixture
-def check(draw: Any, close: Callable[..., None]) -> Callable[..., None]:
+def check(draw: Any, close: Callable[..., None], gradient_sizes: Callable[..., list[float]]) -> Callable[..., None]:
     """Values and gradients of ``function`` against the reference in float64, for random cotangents."""
 
     def run(function: Callable[..., Tensor], *inputs: Tensor, floor: float = 0.0) -> None:
@@ -32,11 +32,13 @@ def check(draw: Any, close: Callable[..., None]) -> Callable[..., None]:
         assert found.dtype == inputs[0].dtype
         close(found, expected)
         cotangent = cotangent.to(found.dtype)
+        sizes = gradient_sizes([expected], exact)
         wanted = torch.autograd.grad(expected, exact, cotangent.double())
-        for got, value, x in zip(torch.autograd.grad(found, inputs, cotangent.to(found.device)), wanted, inputs):
+        gradients = torch.autograd.grad(found, inputs, cotangent.to(found.device))
+        for got, value, x, size in zip(gradients, wanted, inputs, sizes, strict=True):
             assert got.dtype == x.dtype
             # What the embeddings have been rounded to decides the precision of products with them.
-            close(got, value, max(GRADIENT[got.dtype], GRADIENT[found.dtype] / 10), floor=floor)
+            close(got, value, max(GRADIENT[got.dtype], GRADIENT[found.dtype] / 10), floor=max(floor, size))
 
     return run
 

@@ -42,10 +42,11 @@ def run(x: dict[str, Tensor], *, potentials: bool = False, marginals: bool = Tru
 
 
 def compare(
-    draw: Any, close: Any, device: torch.device, x: dict[str, Tensor], dtype: torch.dtype, leaves: tuple[str, ...],
-    tolerances: tuple[float, float], **options: Any,
+    checks: tuple[Any, Any, Any], device: torch.device, x: dict[str, Tensor], dtype: torch.dtype,
+    leaves: tuple[str, ...], tolerances: tuple[float, float], **options: Any,
 ) -> None:  # fmt: skip
-    """Results and the gradients of ``leaves`` for random cotangents."""
+    """Results and the gradients of ``leaves`` for random cotangents; ``checks``: (draw, close, gradient_sizes)."""
+    draw, close, gradient_sizes = checks
     rounded = {name: value.to(dtype) for name, value in x.items()}
     exact = {name: value.double().requires_grad_(name in leaves) for name, value in rounded.items()}
     moved = {name: value.detach().to(device).requires_grad_(name in leaves) for name, value in rounded.items()}
@@ -56,47 +57,55 @@ def compare(
         close(got, wanted, tolerances[0])
     if leaves and expected[0].numel():
         cotangents = [draw.normal(*y.shape) for y in expected]
-        wanted_gradients = torch.autograd.grad(expected, [exact[name] for name in leaves], cotangents)
+        exact_leaves = [exact[name] for name in leaves]
+        sizes = gradient_sizes(expected, exact_leaves)
+        wanted_gradients = torch.autograd.grad(expected, exact_leaves, cotangents)
         gradients = torch.autograd.grad(
             found, [moved[name] for name in leaves], [c.to(y) for c, y in zip(cotangents, found, strict=True)]
         )
         # The plan of a single row or column is the same whatever its logits: what is left of its gradient is rounding.
-        floor = 1.0 if 1 in x["logits"].shape[-2:] else 1e-3
-        for got, wanted in zip(gradients, wanted_gradients, strict=True):
-            close(got, wanted, tolerances[1], floor=floor)
+        # Of a few rows it can be as good as a permutation, and its gradient nearly that.
+        floor = 1.0 if 1 in x["logits"].shape[-2:] else 0.3 / max(x["logits"].shape[-2:])
+        for got, wanted, size in zip(gradients, wanted_gradients, sizes, strict=True):
+            close(got, wanted, tolerances[1], floor=max(floor, size))
+
+
+@pytest.fixture
+def checks(draw: Any, close: Any, gradient_sizes: Any) -> tuple[Any, Any, Any]:
+    return draw, close, gradient_sizes
 
 
 @pytest.mark.op(*OPS, kernels=True)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_float32_sizes(draw, close, device, size):
+def test_float32_sizes(draw, checks, device, size):
     n, k = size
     # The largest only forward: the interpreter needs seconds for them.
     leaves = ("logits", "centers", "rows", "columns") if n < 1000 else ("logits",) if n < 4099 else ()
     x = problem(draw, n, k)
-    compare(draw, close, device, x, torch.float32, leaves, (2e-6, 1e-5))
+    compare(checks, device, x, torch.float32, leaves, (2e-6, 1e-5))
     if 0 < n <= 97:
-        compare(draw, close, device, x, torch.float32, leaves, (2e-6, 1e-5), potentials=True)
+        compare(checks, device, x, torch.float32, leaves, (2e-6, 1e-5), potentials=True)
 
 
 @pytest.mark.op(*OPS, kernels=True)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)], ids=str)
 @pytest.mark.parametrize("size", [(2, 5), (300, 16)], ids=str)
-def test_half_precision(draw, close, device, size, dtype, tolerance):
+def test_half_precision(draw, checks, device, size, dtype, tolerance):
     x = problem(draw, *size)
     # A plan's own rounding, and in the gradient that of the cotangent.
-    compare(draw, close, device, x, dtype, ("logits",), (tolerance, 2 * tolerance))
+    compare(checks, device, x, dtype, ("logits",), (tolerance, 2 * tolerance))
 
 
 @pytest.mark.op(*OPS, kernels=True)
 @pytest.mark.parametrize("n", [40, 300])
-def test_problems_side_by_side(draw, close, device, n):
+def test_problems_side_by_side(draw, checks, device, n):
     x = problem(draw, n, 5, lead=(2, 2))
     mask = draw.keep(0.7, 2, 2, n)
     mask[0, 1] = False
     mask[1, 0, : n // 2] = False
-    compare(draw, close, device, x, torch.float32, ("logits", "rows"), (2e-6, 1e-5), mask=mask.to(device))
+    compare(checks, device, x, torch.float32, ("logits", "rows"), (2e-6, 1e-5), mask=mask.to(device))
     entries = draw.keep(0.7, n, 5).expand(2, 2, n, 5).to(device)
-    compare(draw, close, device, x, torch.float32, ("logits",), (2e-6, 1e-5), mask=entries, tol=0.03, n_iters=5)
+    compare(checks, device, x, torch.float32, ("logits",), (2e-6, 1e-5), mask=entries, tol=0.03, n_iters=5)
 
 
 @pytest.mark.op("sinkhorn", kernels=True)
@@ -129,7 +138,7 @@ def test_marginals_of_zero(draw, close, device, n):
     x = problem(draw, n, 5)
     x["columns"][3] = 0
     x["rows"][: n // 3] = 0
-    compare(draw, close, device, x, torch.float32, ("logits", "rows", "columns"), (2e-6, 1e-5))
+    compare(checks, device, x, torch.float32, ("logits", "rows", "columns"), (2e-6, 1e-5))
 
 
 @pytest.mark.op("sinkhorn", kernels=True)
@@ -164,7 +173,7 @@ def test_bit_equal_on_repeat(draw, device):
 @pytest.mark.op("sinkhorn", kernels=True)
 def test_many_iterations(draw, close, device):
     x = problem(draw, 200, 4)
-    compare(draw, close, device, x, torch.float32, ("logits",), (1e-5, 1e-4), n_iters=20)
+    compare(checks, device, x, torch.float32, ("logits",), (1e-5, 1e-4), n_iters=20)
 
 
 @pytest.mark.op("rank_prior")
