@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from case.kernels.config import MAX_REGISTERS, chain_launch, device_of
-from case.kernels.matrix import LogMatrix, RankTerm, accumulator, row_indices, softmax_rows
+from case.kernels.matrix import LogMatrix, RankTerm, accumulator, row_indices, softmax_rows, torch_dtype
 from case.kernels.prototypes import L2_EPS, Weights, load_weights, of_matrix, partial_sums
 from case.kernels.ranks import SortedChunks
 from case.kernels.sinkhorn import Output, iterate_tile, marginals, solve, sum_parts
@@ -62,8 +62,7 @@ def forward(
     streams, rows, k = logits.shape
     width, n = embeddings.shape[2], foreground.shape[0]
     acc = accumulator(logits.dtype)
-    dtype = torch.float64 if acc == tl.float64 else torch.float32
-    options = {"dtype": dtype, "device": logits.device}
+    options = {"dtype": torch_dtype(acc), "device": logits.device}
 
     m = LogMatrix(
         logits, (0, logits.stride(1), logits.stride(2)), settings.ot_scale / streams, tl.constexpr(streams),

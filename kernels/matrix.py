@@ -25,6 +25,11 @@ def accumulator(dtype: torch.dtype) -> Any:
     return ACCUMULATE.get(dtype, tl.float32)
 
 
+def torch_dtype(acc: Any) -> torch.dtype:
+    """torch's dtype for an ``accumulator``."""
+    return torch.float64 if acc == tl.float64 else torch.float32
+
+
 class RankTerm(NamedTuple):
     """-(p_n - c_k)^2 * factor of the rank prior; factor = 1 / (2 sigma^2)."""
 

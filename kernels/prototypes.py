@@ -16,7 +16,7 @@ from torch import Tensor
 
 from case.kernels.config import MAX_REGISTERS, device_of, next_power_of_2, prototypes_launch
 from case.kernels.dots import full_dot
-from case.kernels.matrix import WEIGHT_UNIT, LogMatrix, accumulator, load_log_matrix, row_indices
+from case.kernels.matrix import WEIGHT_UNIT, LogMatrix, accumulator, load_log_matrix, row_indices, torch_dtype
 from case.kernels.tiles import Matrices, load_tile, matrices
 
 L2_EPS = 1e-12  # as in torch.nn.functional.normalize
@@ -54,7 +54,7 @@ def prototypes(embeddings: Tensor, weights: Weights, k: int, normalize: str) -> 
     """Of embeddings (B, N, D) and weights with k columns; columns without weight give 0."""
     problems, _, d = embeddings.shape
     acc = accumulator(embeddings.dtype)
-    dtype = torch.float64 if acc == tl.float64 else torch.float32
+    dtype = torch_dtype(acc)
     z = embeddings.new_empty((problems, k, d))
     exact = z if z.dtype == dtype else torch.empty_like(z, dtype=dtype)
     sizes = torch.empty((problems, k), dtype=dtype, device=z.device)
@@ -74,7 +74,7 @@ def partial_sums(embeddings: Tensor, weights: Weights, k: int, *, with_masses: b
     """(B, splits, K, D) sums over the rows of each split, and (B, splits, K) of the weights."""
     problems, n, d = embeddings.shape
     acc = accumulator(embeddings.dtype)
-    options = {"dtype": torch.float64 if acc == tl.float64 else torch.float32, "device": embeddings.device}
+    options = {"dtype": torch_dtype(acc), "device": embeddings.device}
     launch = prototypes_launch(problems, n, k, d, embeddings.element_size(), device_of(embeddings))
     partial = torch.empty((problems, launch.splits, k, d), **options)
     masses = torch.empty((problems, launch.splits, k), **options) if with_masses else None

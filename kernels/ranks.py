@@ -56,7 +56,7 @@ def sort_chunks(scores: Tensor, index: Tensor | None, device: Device, clear: Ten
     constants = (tl.constexpr(size), tl.constexpr(size.bit_length() - 1), tl.constexpr(block))
     found = SortedChunks(keys, scores, scores.stride(0), scores.stride(1), index, chunks, *constants)
     programs, count = chunks * problems, 0 if clear is None else clear.numel()
-    _sort[(chunks, problems)](found, n, clear, count, triton.cdiv(count, programs), BLOCK_CLEAR=1024, num_warps=4)
+    _sort[(problems, chunks)](found, n, clear, count, triton.cdiv(count, programs), BLOCK_CLEAR=1024, num_warps=4)
     return found
 
 
@@ -75,8 +75,8 @@ def score_keys(sorted_, problem, rows, n):
 
 @triton.jit
 def _sort(sorted_, n, clear, count, count_per_program, BLOCK_CLEAR: tl.constexpr):
-    problem = tl.program_id(1).to(tl.int64)
-    chunk = tl.program_id(0)
+    problem = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
     if clear is not None:
         begin = (problem * sorted_.chunks + chunk) * count_per_program
         end = min(begin + count_per_program, count)
@@ -110,8 +110,8 @@ def ranks_of(sorted_, problem, rows, n):
 
 @triton.jit
 def _positions(sorted_, positions, n, SCATTER: tl.constexpr, BLOCK_N: tl.constexpr):
-    problem = tl.program_id(1).to(tl.int64)
-    rows = row_indices(tl.program_id(0) * BLOCK_N, BLOCK_N)
+    problem = tl.program_id(0).to(tl.int64)
+    rows = row_indices(tl.program_id(1) * BLOCK_N, BLOCK_N)
     rank = ranks_of(sorted_, problem, rows, n)
     if SCATTER:
         tl.store(positions + problem * n + rank, (rows + 1).to(tl.float32) / n, mask=rows < n)
@@ -124,5 +124,5 @@ def write_positions(sorted_: SortedChunks, n: int, ranks: str, positions: Tensor
 
     The latter is the released code's: the index of the n-th largest score.
     """
-    grid = (triton.cdiv(n, 64), positions.shape[0])
+    grid = (positions.shape[0], triton.cdiv(n, 64))
     _positions[grid](sorted_, positions, n, SCATTER=ranks == "argsort", BLOCK_N=64, num_warps=4)

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from case.kernels.config import device_of, sinkhorn_launch
-from case.kernels.matrix import WEIGHT_UNIT, LogMatrix, load_log_matrix, row_indices, softmax_rows
+from case.kernels.matrix import WEIGHT_UNIT, LogMatrix, load_log_matrix, row_indices, softmax_rows, torch_dtype
 from case.kernels.ranks import SortedChunks, ranks_of
 
 _LEAST = tl.constexpr(-3.0e38)  # below every finite logit; -inf - -inf would be NaN
@@ -78,8 +78,7 @@ def solve(
     Launches: 1 where a problem fits a program, else n_iters + 1.
     """
     problems, n, k = sizes
-    dtype = torch.float64 if acc == tl.float64 else torch.float32
-    device = m.logits.device
+    dtype, device = torch_dtype(acc), m.logits.device
     ranked = sorted_ is not None
     launch = sinkhorn_launch(problems, n, k, device_of(m.logits), ranked=ranked)
     trace = Trace(
@@ -93,7 +92,7 @@ def solve(
         _whole[(problems,)](m, given, trace, out, problems, n, k, n_iters, tol, **fixed)
         return trace
     parts = torch.empty((3, problems, launch.parts, k), dtype=dtype, device=device)
-    grid = (launch.parts, problems)
+    grid = (problems, launch.parts)  # only the first axis goes beyond 65535
     _first_columns[grid](m, parts, sorted_, problems, n, k, launch.rows_per_part, RANKED=ranked, **fixed)
     for t in range(1, n_iters + 1):
         # The first read leaves its peaks in parts[2]; sums alternate between the other two.
@@ -204,7 +203,7 @@ def _first_columns(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Partial column totals of exp(L): peak and sum of exp(L - peak), one exponential an element."""
-    part, problem = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    part, problem, count = tl.program_id(1), tl.program_id(0).to(tl.int64), tl.num_programs(1)
     cols = tl.arange(0, BLOCK_K)
     peak = tl.full((BLOCK_N, BLOCK_K), _LEAST, ACC)
     total = tl.zeros((BLOCK_N, BLOCK_K), ACC)
@@ -223,8 +222,8 @@ def _first_columns(
         peak = tl.maximum(peak, x)
     highest = tl.max(peak, axis=0)
     total = tl.sum(total * tl.exp(peak - highest[None, :]), axis=0)
-    size = problems * tl.num_programs(0) * k
-    at = parts + (problem * tl.num_programs(0) + part) * k + cols
+    size = problems * count * k
+    at = parts + (problem * count + part) * k + cols
     tl.store(at + size, total, mask=cols < k)
     tl.store(at + 2 * size, highest, mask=cols < k)
 
@@ -266,7 +265,7 @@ def _iterate(
     STAGES: tl.constexpr, BLOCK_PARTS: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """v^t from the last launch's partial sums, then one read of the rows: S^t in parts, or the result."""
-    part, problem, count = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(0)
+    part, problem, count = tl.program_id(1), tl.program_id(0).to(tl.int64), tl.num_programs(1)
     cols = tl.arange(0, BLOCK_K)
     size = problems * count * k
     mine = parts + problem * count * k

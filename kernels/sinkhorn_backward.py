@@ -60,7 +60,7 @@ def differentiate(
         _whole[(problems,)](m, given, trace, cotangents, gradients, gv, problems, n, k, n_iters, **fixed)
         return gv
     parts = torch.empty((2, problems, launch.parts, k), dtype=trace.v.dtype, device=trace.v.device)
-    grid = (launch.parts, problems)
+    grid = (problems, launch.parts)
     for t in range(n_iters, -1, -1):
         _step[grid](
             m, given, trace, cotangents, gradients, gv, parts, t, problems, n, k, n_iters, launch.rows_per_part,
@@ -128,7 +128,7 @@ def _step(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """gv^{t+1} from the last launch's partial sums, then one read of the rows: gv^t in parts, or gL where t = 0."""
-    part, problem, count = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(0)
+    part, problem, count = tl.program_id(1), tl.program_id(0).to(tl.int64), tl.num_programs(1)
     cols = tl.arange(0, BLOCK_K)
     size = problems * count * k
     mine = parts + problem * count * k

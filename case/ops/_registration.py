@@ -8,7 +8,7 @@ implementation again from the saved inputs and differentiates it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,17 +61,8 @@ def _register_gradient(name: str, arguments: str, differentiable: tuple[str, ...
     _library.define(f"{name}_backward(Tensor[] grads, bool[] needed, {arguments}) -> Tensor[]")
 
     def backward(grads: list[Tensor], needed: list[bool], *args: Any) -> list[Tensor]:
-        inputs = list(args)
-        leaves = []
-        # Inside a compiled graph the dispatcher leaves autograd out, and the gradients would silently be zero.
-        with _exclude(_Key.AutogradFunctionality, False), _exclude(_Key.ADInplaceOrView, False), torch.enable_grad():
-            for position, wanted in zip(positions, needed, strict=True):
-                if wanted:
-                    inputs[position] = inputs[position].detach().requires_grad_()
-                    leaves.append(inputs[position])
-            outputs = _floating(_backend.select(name, args[0].device)(*inputs))
-        reached = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
-        found = torch.autograd.grad([o for o, _ in reached], leaves, [g for _, g in reached], materialize_grads=True)
+        wanted = [p for p, n in zip(positions, needed, strict=True) if n]
+        found = differentiate(_backend.select(name, args[0].device), args, wanted, grads)
         return [g.contiguous() for g in found]
 
     def backward_fake(grads: list[Tensor], needed: list[bool], *args: Any) -> list[Tensor]:
@@ -101,6 +92,24 @@ def _register_gradient(name: str, arguments: str, differentiable: tuple[str, ...
         return tuple(result)
 
     torch.library.register_autograd(f"case::{name}", autograd_backward, setup_context=setup_context, lib=_library)
+
+
+def differentiate(
+    function: Callable[..., Any], args: Sequence[Any], wanted: Sequence[int], grads: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Run ``function`` again and return the gradients of the arguments at ``wanted``, 0 where nothing reaches them.
+
+    grads: of its floating outputs, None for those that are not used.
+    """
+    inputs = list(args)
+    # Inside a compiled graph the dispatcher leaves autograd out, and the gradients would silently be zero.
+    with _exclude(_Key.AutogradFunctionality, False), _exclude(_Key.ADInplaceOrView, False), torch.enable_grad():
+        for position in wanted:
+            inputs[position] = inputs[position].detach().requires_grad_()
+        outputs = _floating(function(*inputs))
+    reached = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
+    leaves = [inputs[position] for position in wanted]
+    return torch.autograd.grad([o for o, _ in reached], leaves, [g for _, g in reached], materialize_grads=True)
 
 
 def _floating(outputs: Any) -> list[Tensor]:

@@ -17,9 +17,11 @@ LEAVES = {
     "sinkhorn_potentials": (0, 1),
     "rank_prior": (),
     "prototypes": (0, 1),
+    "prototypes_of_plan": (0,),
     "cosine_logits": (0, 1),
     "cosine_softmax": (0, 1),
     "soft_cross_entropy": (0,),
+    "soft_cross_entropy_of_plan": (0,),
     "generalized_cross_entropy": (0,),
     "clustering_losses": (0, 1),
 }

@@ -49,8 +49,9 @@ def one_iteration_less(op: str, right: Callable[..., Any], args: tuple[Any, ...]
 
 MUTANTS = (the_input, zeros, stale_memory, half_written, one_iteration_less)
 OPS = (
-    "sinkhorn", "sinkhorn_potentials", "rank_prior", "prototypes", "cosine_logits", "cosine_softmax",
-    "soft_cross_entropy", "generalized_cross_entropy", "clustering_losses",
+    "sinkhorn", "sinkhorn_potentials", "rank_prior", "prototypes", "prototypes_of_plan", "cosine_logits",
+    "cosine_softmax", "soft_cross_entropy", "soft_cross_entropy_of_plan", "generalized_cross_entropy",
+    "clustering_losses",
 )  # fmt: skip
 CASES = [(op, mutant) for op in OPS for mutant in MUTANTS if mutant is not one_iteration_less or op in N_ITERS]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
 from case.ops._native_ops.ranks import rank_positions
+from case.ops._registration import differentiate
 from case.ops.reference import sinkhorn as reference
 from case.ops.reference._numerics import accumulation_dtype
 
@@ -176,16 +177,9 @@ def _reference_gradients(
     potentials: bool, args: list[Any], needed: list[bool], grads: tuple[Tensor | None, ...]
 ) -> list[Tensor | None]:
     """Of plain torch: where a column's mass is so far below the others' that the history cannot hold it."""
-    inputs = list(args)
-    leaves = []
-    for i, want in zip(_DIFFERENTIABLE, needed):
-        if want:
-            inputs[i] = inputs[i].detach().requires_grad_()
-            leaves.append(inputs[i])
-    with torch.enable_grad():
-        outputs = reference.sinkhorn_potentials(*inputs) if potentials else (reference.sinkhorn(*inputs),)
-    reached = [(o, g) for o, g in zip(outputs, grads) if g is not None]
-    found = iter(torch.autograd.grad([o for o, _ in reached], leaves, [g for _, g in reached], materialize_grads=True))
+    function = reference.sinkhorn_potentials if potentials else reference.sinkhorn
+    wanted = [i for i, want in zip(_DIFFERENTIABLE, needed) if want]
+    found = iter(differentiate(function, args, wanted, grads))
     return [next(found) if want else None for want in needed]
 
 

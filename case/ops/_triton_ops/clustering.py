@@ -11,38 +11,25 @@ from torch.autograd.function import once_differentiable
 from case.kernels import clustering as kernels
 from case.kernels.config import MAX_COLUMNS
 from case.ops import _backend
+from case.ops._triton_ops._common import needs_gradient
 from case.ops._triton_ops._ranks import rank_term
 
 
-def clustering_losses(
-    logits: Tensor,
-    embeddings: Tensor,
-    attention: Tensor,
-    foreground: Tensor,
-    cluster_labels: Tensor,
-    index: Tensor | None,
-    sigma: float,
-    ranks: str,
-    ot_scale: float,
-    cosine_scale: float,
-    n_iters: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    settings = kernels.Settings(ot_scale, cosine_scale, n_iters)
+def clustering_losses(*chain: Any) -> tuple[Tensor, Tensor, Tensor]:
+    logits, embeddings, attention, foreground, cluster_labels, index, sigma, ranks, *settings = chain
     if foreground.numel() * logits.numel() * embeddings.numel() == 0 or logits.shape[-1] > MAX_COLUMNS:
-        return _backend.reference("clustering_losses")(
-            logits, embeddings, attention, foreground, cluster_labels, index, sigma, ranks, *settings
-        )
+        return _backend.reference("clustering_losses")(*chain)
     centers = cluster_labels[:, 0].unsqueeze(0)
     rows, k = logits.shape[1:]
     weights = torch.empty((rows, k + 2), dtype=torch.int64, device=logits.device)
     term, sorted_ = rank_term(
         attention.unsqueeze(0), centers, sigma, ranks, index=index, complement=True, clear=weights
     )
-    given = (weights, foreground, index, term, sorted_, settings)
-    if torch.is_grad_enabled() and (logits.requires_grad or embeddings.requires_grad):
+    given = (weights, foreground, index, term, sorted_, kernels.Settings(*settings))
+    if needs_gradient(logits, embeddings):
         return _ClusteringLosses.apply(logits, embeddings, given)
-    chain = kernels.forward(logits, embeddings, *given)
-    return chain.scc, chain.ccc, chain.labels
+    found = kernels.forward(logits, embeddings, *given)
+    return found.scc, found.ccc, found.labels
 
 
 class _ClusteringLosses(torch.autograd.Function):

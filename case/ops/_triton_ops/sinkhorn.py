@@ -87,7 +87,7 @@ class _Sinkhorn(torch.autograd.Function):
         ctx.plan = plan
         # Kept for autograd's check that nothing has been changed in place; kernels read them through ctx.problem.
         ctx.save_for_backward(*(x for x in problem if isinstance(x, Tensor)))
-        ctx.prior, ctx.arguments = problem[1], problem
+        ctx.arguments = problem
         return result
 
     @staticmethod
