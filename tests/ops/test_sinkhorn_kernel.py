@@ -54,7 +54,8 @@ def compare(
         expected = run(exact, **{k: v.cpu() if isinstance(v, Tensor) else v for k, v in options.items()})
     found = run(moved, **options)
     for got, wanted in zip(found, expected, strict=True):
-        close(got, wanted, tolerances[0])
+        # Potentials are differences of logarithms of about 1, and can cancel.
+        close(got, wanted, tolerances[0], floor=1.0 if len(found) == 2 else 0.0)
     if leaves and expected[0].numel():
         cotangents = [draw.normal(*y.shape) for y in expected]
         exact_leaves = [exact[name] for name in leaves]
@@ -134,7 +135,7 @@ def test_prior_matrix(draw, close, device, n):
 
 @pytest.mark.op(*OPS, kernels=True)
 @pytest.mark.parametrize("n", [30, 400])
-def test_marginals_of_zero(draw, close, device, n):
+def test_marginals_of_zero(draw, checks, device, n):
     x = problem(draw, n, 5)
     x["columns"][3] = 0
     x["rows"][: n // 3] = 0
@@ -171,7 +172,7 @@ def test_bit_equal_on_repeat(draw, device):
 
 
 @pytest.mark.op("sinkhorn", kernels=True)
-def test_many_iterations(draw, close, device):
+def test_many_iterations(draw, checks, device):
     x = problem(draw, 200, 4)
     compare(checks, device, x, torch.float32, ("logits",), (1e-5, 1e-4), n_iters=20)
 
