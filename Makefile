@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
+SANITIZED := tests/test_build.py tests/test_metrics.py tests/ops/test_native_sinkhorn.py tests/ops/test_native_nms.py \
+  tests/ops/test_nms.py tests/ops/test_golden.py
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*)
 
-.PHONY: help venv test demo bench clean
+.PHONY: help venv test sanitize demo bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make venv    create $(VENV) with everything pinned in constraints.txt, and case itself, editable"
 	@echo "make test    lint, types and tests"
+	@echo "make sanitize  the C++ code under AddressSanitizer and UBSan"
 	@echo "make demo    train, evaluate and draw on embedded data"
 	@echo "make bench   benchmarks of every op and of training and evaluation"
 	@echo "make clean   remove what was built and $(VENV)"
@@ -39,6 +42,16 @@ test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests --timeout 300 --color=no
+
+# The C++ half again with AddressSanitizer and UBSan, and the tests that call it. Leaks are not looked for: Python has its
+# own. The sanitizer's library has to come first in a process, hence LD_PRELOAD.
+sanitize: venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Release -DCASE_SANITIZE=ON \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" > /dev/null
+	$(BIN)/ninja -C build/sanitize
+	CASE_NATIVE=$$(echo $(CURDIR)/build/sanitize/_C*.so) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(BIN)/python -m pytest $(SANITIZED) -k "not triton and not compile" --timeout 1200 --color=no
 
 demo: $(VENV)/.installed
 	$(BIN)/case demo

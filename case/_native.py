@@ -1,6 +1,7 @@
 """Which native parts are there, and if one is not, why. Imports neither torch nor Triton.
 
-``CASE_NATIVE=0`` in the environment (read at the first call) hides the native module, to run or test without it.
+``CASE_NATIVE`` in the environment (read at the first call): 0 hides the native module, to run or test without it; the
+path of a file takes another build of it (``make sanitize`` does).
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ class _Loaded(NamedTuple):
 
 @functools.cache
 def _load() -> _Loaded:
-    if os.environ.get("CASE_NATIVE") == "0":
+    chosen = os.environ.get("CASE_NATIVE", "")
+    if chosen == "0":
         return _Loaded(None, "switched off by CASE_NATIVE=0 in the environment")
+    if chosen.endswith(".so"):
+        spec = importlib.util.spec_from_file_location("case._C", chosen)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return _Loaded(module, None)
     try:
         return _Loaded(importlib.import_module("case._C"), None)
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
 #include "iou.h"
 
-#include "simd.h"
+#include "segment.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -12,19 +12,10 @@ namespace {
 // Below this many results one thread is done before the others have woken up.
 constexpr int64_t kParallelResults = 1 << 15;
 
-// A NaN coordinate makes the length of its segment NaN, hence the union and the quotient: the comparisons of the
-// intersection may drop it. Written as selects, without branches, so that the loop vectorises.
 template <typename T>
 CASE_INLINE void iou_row(T s1, T e1, const T* b, T* out, int64_t p, T offset) {
   const T length1 = e1 - s1 + offset;
-  for (int64_t j = 0; j < p; ++j) {
-    const T s2 = b[2 * j], e2 = b[2 * j + 1];
-    const T overlap = (e1 < e2 ? e1 : e2) - (s1 > s2 ? s1 : s2) + offset;
-    const T inter = overlap > 0 ? overlap : 0;
-    const T total = length1 + (e2 - s2 + offset) - inter;
-    const T quotient = inter / total;
-    out[j] = total <= 0 ? T(0) : quotient;
-  }
+  for (int64_t j = 0; j < p; ++j) out[j] = segment_iou(s1, e1, length1, b[2 * j], b[2 * j + 1], offset);
 }
 
 // target_clones wants plain functions, not templates.

@@ -1,61 +1,23 @@
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "parallel.h"
-#include "simd.h"
+#include "radix_sort.h"
 #include "sinkhorn.h"
 
 namespace case_wtal {
 namespace {
 
 template <typename T>
-using Key = typename Format<T>::Bits;
-
-template <typename T>
-struct Entry {
-  Key<T> key;
-  uint32_t row;
-};
-
-// Keys ascend where scores descend; NaN comes first, as torch sorts it.
-template <typename T>
-Key<T> descending_key(T score) {
-  constexpr Key<T> sign = Key<T>(1) << (8 * sizeof(T) - 1);
-  if (score != score) return 0;
-  const Key<T> bits = bit_cast<Key<T>>(score + T(0));  // -0 becomes 0: they tie
-  return bits & sign ? bits : ~bits & ~sign;
-}
-
-// Radix sort from the lowest digit, stable; all histograms in one pass, and no pass over a digit that all rows share.
-template <typename T>
-void sort(std::vector<Entry<T>>& entries) {
-  constexpr int kBits = 11, kDigits = (8 * sizeof(T) + kBits - 1) / kBits, kValues = 1 << kBits;
-  const auto digit = [](Key<T> key, int d) { return (key >> (d * kBits)) & (kValues - 1); };
-  std::vector<int64_t> counts(kDigits * kValues);
-  for (const Entry<T>& entry : entries) {
-    for (int d = 0; d < kDigits; ++d) ++counts[d * kValues + digit(entry.key, d)];
-  }
-  std::vector<Entry<T>> sorted(entries.size());
-  for (int d = 0; d < kDigits; ++d) {
-    int64_t* next = counts.data() + d * kValues;
-    if (next[digit(entries[0].key, d)] == int64_t(entries.size())) continue;
-    std::exclusive_scan(next, next + kValues, next, int64_t(0));
-    for (const Entry<T>& entry : entries) sorted[next[digit(entry.key, d)]++] = entry;
-    entries.swap(sorted);
-  }
-}
-
-template <typename T>
 void positions_of_one(const T* scores, const unsigned char* valid, T* positions, int64_t n, bool argsort) {
-  std::vector<Entry<T>> entries(n);
+  std::vector<Entry<typename Format<T>::Bits>> entries(n), spare;
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
     const bool counts = !valid || valid[i];
     entries[i] = {descending_key(counts ? scores[i] : -std::numeric_limits<T>::infinity()), uint32_t(i)};
     count += counts;
   }
-  sort(entries);
+  stable_sort(entries, spare);
   const T total = T(count > 0 ? count : 1);
   for (int64_t place = 0; place < n; ++place) {
     const int64_t row = entries[place].row;

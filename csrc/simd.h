@@ -10,7 +10,8 @@
 
 // Wheels are built for the baseline processor; the loader picks the widest of these clones that the machine has. The
 // levels, unlike plain avx2, include fused multiply-add, which a file may have contracted (CMakeLists.txt).
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
+#if !defined(CASE_NO_SIMD_CLONES) && defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && \
+    __GNUC__ >= 12 && !defined(__clang__)
 #define CASE_SIMD_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define CASE_SIMD_CLONES

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from case import _native
 from case.ops import _backend
-from case.ops._native_ops import iou, ranks, sinkhorn
+from case.ops._native_ops import iou, nms, ranks, sinkhorn
 
 if _native.load() is not None:
+    _backend.add("batched_nms", "native", "cpu", nms.batched_nms)
     _backend.add("rank_prior", "native", "cpu", ranks.rank_prior)
+    _backend.add("score_vote", "native", "cpu", nms.score_vote)
     _backend.add("sinkhorn", "native", "cpu", sinkhorn.sinkhorn)
     _backend.add("sinkhorn_potentials", "native", "cpu", sinkhorn.sinkhorn_potentials)
     _backend.add("temporal_iou", "native", "cpu", iou.temporal_iou)

@@ -1,0 +1,198 @@
+#include "nms_soft.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "segment.h"
+
+namespace case_wtal {
+namespace {
+
+constexpr int64_t kBlock = 64;
+constexpr double kPicked = -std::numeric_limits<double>::infinity();
+
+template <typename T>
+CASE_INLINE void decay_stretch(const T* segments, double* keys, int64_t count, T s, T e, T offset,
+                               bool gaussian, double inverse_sigma, T threshold) {
+  const T length = e - s + offset;
+  if (gaussian) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double iou = segment_iou(s, e, length, segments[2 * i], segments[2 * i + 1], offset);
+      keys[i] -= iou * iou * inverse_sigma;
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      const T iou = segment_iou(s, e, length, segments[2 * i], segments[2 * i + 1], offset);
+      // A picked one of the same segment becomes -infinity * 0: NaN, which no comparison prefers either.
+      keys[i] *= iou >= threshold ? double(T(1) - iou) : 1.0;
+    }
+  }
+}
+
+CASE_SIMD_CLONES void decay(const float* segments, double* keys, int64_t count, float s, float e,
+                            float offset, bool gaussian, double inverse_sigma, float threshold) {
+  decay_stretch(segments, keys, count, s, e, offset, gaussian, inverse_sigma, threshold);
+}
+CASE_SIMD_CLONES void decay(const double* segments, double* keys, int64_t count, double s, double e,
+                            double offset, bool gaussian, double inverse_sigma, double threshold) {
+  decay_stretch(segments, keys, count, s, e, offset, gaussian, inverse_sigma, threshold);
+}
+
+CASE_SIMD_CLONES double largest(const double* keys, int64_t count) {
+  double lanes[8];
+  for (double& lane : lanes) lane = kPicked;
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int lane = 0; lane < 8; ++lane) lanes[lane] = keys[i + lane] > lanes[lane] ? keys[i + lane] : lanes[lane];
+  }
+  for (; i < count; ++i) lanes[0] = keys[i] > lanes[0] ? keys[i] : lanes[0];
+  for (int lane = 1; lane < 8; ++lane) lanes[0] = lanes[lane] > lanes[0] ? lanes[lane] : lanes[0];
+  return lanes[0];
+}
+
+CASE_SIMD_CLONES int32_t lowest_slot(const double* keys, const int32_t* slots, int64_t count, double key) {
+  int32_t lowest = INT32_MAX;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t slot = keys[i] == key ? slots[i] : INT32_MAX;
+    lowest = slot < lowest ? slot : lowest;
+  }
+  return lowest;
+}
+
+}  // namespace
+
+template <typename T>
+SoftNms<T>::SoftNms(const NmsSettings& settings)
+    : settings_(settings),
+      gaussian_(settings.method == NmsMethod::kGaussian),
+      offset_(T(settings.length_offset)),
+      fine_(0x1p12 * std::numeric_limits<T>::epsilon() * std::abs(double(offset_))) {}
+
+template <typename T>
+bool SoftNms<T>::enough(const std::vector<Pick<T>>& picks) const {
+  return settings_.max_num > 0 && int64_t(picks.size()) >= settings_.max_num;
+}
+
+template <typename T>
+typename SoftNms<T>::Best SoftNms<T>::best_of(const double* keys, const int32_t* slots, int64_t count) const {
+  const double key = largest(keys, count);
+  return {key, key == kPicked ? INT32_MAX : lowest_slot(keys, slots, count, key)};
+}
+
+// Brings the blocks that hold positions [begin, end) up to date.
+template <typename T>
+void SoftNms<T>::summarise(int64_t begin, int64_t end) {
+  const double* keys = keys_.data();
+  const int32_t* slots = index_.slots();
+  int64_t count = index_.size();
+  for (size_t level = 0; level < tops_.size(); ++level) {
+    begin /= kBlock;
+    end = (end + kBlock - 1) / kBlock;
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kBlock;
+      const Best best = best_of(keys + first, slots + first, std::min(kBlock, count - first));
+      tops_[level][block] = best.key;
+      top_slots_[level][block] = best.slot;
+    }
+    keys = tops_[level].data();
+    slots = top_slots_[level].data();
+    count = int64_t(tops_[level].size());
+  }
+}
+
+template <typename T>
+void SoftNms<T>::pick_positive(const T* segments, const T* scores, int64_t n, std::vector<Pick<T>>& picks) {
+  // A level a factor of two: within it, the segments whose start is within reach overlap, most of them.
+  index_.build(segments, n, offset_, 0, fine_);
+  const int64_t count = index_.size();
+  keys_.resize(count);
+  const auto key_of = [&](int64_t slot) { return gaussian_ ? std::log(double(scores[slot])) : double(scores[slot]); };
+  for (int64_t at = 0; at < count; ++at) keys_[at] = key_of(index_.slots()[at]);
+  apart_.clear();
+  for (int64_t slot = 0; slot < n; ++slot) {
+    if (index_.position(slot) < 0) apart_.push_back(int32_t(slot));
+  }
+  tops_.clear();
+  top_slots_.clear();
+  for (int64_t blocks = count; blocks > kBlock || tops_.empty();) {
+    blocks = (blocks + kBlock - 1) / kBlock;
+    tops_.emplace_back(blocks);
+    top_slots_.emplace_back(blocks);
+  }
+  summarise(0, count);
+  const double least = settings_.min_score;
+  size_t next_apart = 0;
+  while (!enough(picks)) {
+    Best best = best_of(tops_.back().data(), top_slots_.back().data(), int64_t(tops_.back().size()));
+    if (next_apart < apart_.size()) {
+      const int32_t slot = apart_[next_apart];
+      const double key = key_of(slot);
+      if (key > best.key || (key == best.key && slot < best.slot)) {
+        picks.push_back({slot, scores[slot]});
+        ++next_apart;
+        continue;
+      }
+    }
+    if (best.key == kPicked) break;
+    const double original = key_of(best.slot);
+    double score = scores[best.slot];
+    if (best.key != original) score = gaussian_ ? score * std::exp(best.key - original) : best.key;
+    if (T(score) < T(least)) break;  // and so is all that remains
+    picks.push_back({best.slot, T(score)});
+    const int64_t at = index_.position(best.slot);
+    const T s = segments[2 * int64_t(best.slot)], e = segments[2 * int64_t(best.slot) + 1];
+    const double inf = std::numeric_limits<double>::infinity();
+    keys_[at] = kPicked;
+    index_.visit({s, double(e - s + offset_), 1.0, 0.0, inf}, [&](int64_t begin, int64_t end) {
+      decay(index_.segments() + 2 * begin, keys_.data() + begin, end - begin, s, e, offset_, gaussian_,
+            1 / settings_.sigma, T(settings_.iou_threshold));
+      summarise(begin, end);
+    });
+  }
+}
+
+// What a pick leaves of another's score.
+template <typename T>
+double SoftNms<T>::factor(const T* head, const T* other) const {
+  const T iou = segment_iou(head[0], head[1], T(head[1] - head[0] + offset_), other[0], other[1], offset_);
+  if (gaussian_) return std::exp(-double(iou) * double(iou) / settings_.sigma);
+  return iou >= T(settings_.iou_threshold) ? double(T(1) - iou) : 1.0;
+}
+
+// Scores of 0 stay and come in order. Those below rise with every decay, so the largest is looked for among all.
+template <typename T>
+void SoftNms<T>::pick_rest(const T* segments, const T* scores, int64_t first, int64_t n,
+                           std::vector<Pick<T>>& picks) const {
+  int64_t negative = first;
+  for (; negative < n && scores[negative] == 0; ++negative) picks.push_back({int32_t(negative), scores[negative]});
+  std::vector<double> keys(scores + negative, scores + n);
+  std::vector<int32_t> slots(n - negative);
+  for (int64_t i = negative; i < n; ++i) {
+    slots[i - negative] = int32_t(i);
+    for (const Pick<T>& pick : picks) keys[i - negative] *= factor(segments + 2 * int64_t(pick.slot), segments + 2 * i);
+  }
+  for (int64_t left = n - negative; left > 0; --left) {
+    const Best best = best_of(keys.data(), slots.data(), n - negative);
+    picks.push_back({best.slot, T(best.key)});
+    keys[best.slot - negative] = kPicked;
+    for (int64_t i = negative; i < n; ++i) {
+      double& key = keys[i - negative];
+      if (key != kPicked) key *= factor(segments + 2 * int64_t(best.slot), segments + 2 * i);
+    }
+  }
+}
+
+template <typename T>
+void SoftNms<T>::run(const T* segments, const T* scores, int64_t n, std::vector<Pick<T>>& picks) {
+  // What is below min_score at the start does not take part.
+  while (n > 0 && !(scores[n - 1] >= T(settings_.min_score))) --n;
+  int64_t positive = 0;
+  while (positive < n && scores[positive] > 0) ++positive;
+  pick_positive(segments, scores, positive, picks);
+  if (positive < n && !enough(picks)) pick_rest(segments, scores, positive, n, picks);
+}
+
+template class SoftNms<float>;
+template class SoftNms<double>;
+
+}  // namespace case_wtal

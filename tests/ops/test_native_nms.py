@@ -1,0 +1,176 @@
+"""What is the compiled NMS's own: groups large enough for its index, of all lengths, against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from case import ops
+from case.ops import _backend
+
+pytestmark = pytest.mark.skipif("native/cpu" not in _backend.table()["batched_nms"], reason="no native module")
+DTYPES = [torch.float32, torch.float64]
+SIGMA = 0.35
+
+
+def uniform(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    return rng.uniform(0, n / 20, n), rng.uniform(0.5, 20, n)
+
+
+def crowded(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    return rng.uniform(0, 3, n), rng.uniform(0.1, 6, n)
+
+
+def on_a_grid(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """IoUs on the thresholds, identical and nested segments, some of no or of negative length."""
+    return rng.integers(-40, 400, n) / 4, rng.choice([-0.5, 0, 0, 0.25, 0.5, 1, 1, 2, 4, 8, 64], n)
+
+
+def many_scales(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    length = np.exp2(rng.uniform(-40, 20, n))
+    near = length[rng.permutation(n)] * rng.normal(size=n)
+    return near, length
+
+
+def far_away(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates that leave a length few of its digits, and one segment that stretches the range of starts."""
+    start = np.where(rng.random(n) < 0.01, -1e30, 1e6) + rng.uniform(0, 60, n)
+    return start, rng.uniform(0, 10, n)
+
+
+def cancelled(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """With an offset of 1, lengths of 1e-9 to 1 of which the sum has lost most digits."""
+    return rng.uniform(0, 1e-3, n), -1 + np.exp(rng.uniform(-20, 0, n))
+
+
+KINDS = [uniform, crowded, on_a_grid, many_scales, far_away, cancelled]
+
+
+def problem(rng: np.random.Generator, kind: Any, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Segments, and scores of which some are equal."""
+    start, length = kind(rng, n)
+    scores = np.where(rng.random(n) < 0.3, rng.integers(1, 5, n) / 5, rng.random(n))
+    return torch.from_numpy(np.stack([start, start + length], 1)).to(dtype), torch.from_numpy(scores).to(dtype)
+
+
+def both(function: Any) -> tuple[Any, Any]:
+    with ops.backend("native"):
+        found = function()
+    with ops.backend("reference"):
+        return found, function()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [40, 256, 400])
+def test_hard_and_decay_once_are_the_reference(rng, kind, n, dtype):
+    for threshold in rng.choice([0.0, 0.02, 0.25, 0.4, 0.5, 0.7, 0.95, 1.0], 2, replace=False).tolist():
+        segments, scores = problem(rng, kind, n, dtype)
+        offset = 1.0 if kind is cancelled else float(rng.choice([0.0, 0.0, 1.0, -0.25]))
+        options = {"length_offset": offset, "sigma": SIGMA, "max_num": int(rng.choice([1, 20, 10_000]))}
+        for method in ("hard", "decay_once"):
+            found, wanted = both(lambda m=method: ops.nms(segments, scores, threshold, method=m, **options))  # noqa: B023
+            torch.testing.assert_close(
+                found.scores, wanted.scores, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0
+            )
+            if method == "hard" or options["max_num"] >= n:
+                assert torch.equal(found.keep, wanted.keep)
+            else:  # which of two is among the best can hang on the last bit of a decayed score
+                assert len(found.keep) == len(wanted.keep)
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [200, 400])
+def test_soft_methods_are_the_reference(rng, kind, n, method):
+    start, length = kind(rng, n)
+    segments = torch.from_numpy(np.stack([start, start + length], 1))
+    # Distinct scores, and few decays each: products rounded step by step and sums of exponents agree, order included.
+    scores = torch.from_numpy(rng.permutation(n) / n + 0.5 * rng.random(n) / n)
+    offset = 1.0 if kind is cancelled else 0.5
+    for least in (0.3, -1.0):
+        shifted = scores if least > 0 else scores - 0.2  # below 0 decays raise a score
+        options = {"method": method, "sigma": SIGMA, "min_score": least, "length_offset": offset}
+        found, wanted = both(lambda: ops.nms(segments, shifted, 0.4, **options))  # noqa: B023
+        # Where many have decayed to about 0 their order is rounding.
+        told_apart = int((wanted.scores.diff() < -1e-9).int().cumprod(0).sum())
+        assert told_apart >= min(10, len(wanted.scores) - 1)
+        assert torch.equal(found.keep[:told_apart], wanted.keep[:told_apart])
+        torch.testing.assert_close(found.scores[:told_apart], wanted.scores[:told_apart], rtol=1e-11, atol=1e-13)
+        assert sorted(found.keep.tolist()) == sorted(wanted.keep.tolist())
+
+
+def test_gaussian_picks_the_best_of_what_remains_among_thousands(rng):
+    segments, scores = problem(rng, crowded, 5000, torch.float64)
+    with ops.backend("native"):
+        keep, kept = ops.nms(segments, scores, 0.4, method="gaussian", sigma=SIGMA, max_num=300)
+    current = scores.log()
+    for pick, score in zip(keep, kept):
+        assert current[pick] >= current.max() - 1e-9
+        assert score == pytest.approx(current[pick].exp().item(), rel=1e-9)
+        iou = ops.temporal_iou(segments[pick][None], segments)[0]
+        current = current - iou.square() / SIGMA
+        current[pick] = -torch.inf
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_votes_are_the_references(rng, close, kind, dtype):
+    segments, scores = problem(rng, kind, 700, dtype)
+    groups = torch.from_numpy(rng.choice([3, -8, 11], 700, p=[0.8, 0.19, 0.01]))
+    scores -= 0.1  # a sum of weights may be 0 or less
+    for vote in (-1.0, 0.0, 0.3, 0.9):
+        found, wanted = both(
+            lambda: ops.batched_nms(segments, scores, groups, 0.4, vote=vote, length_offset=1.0)  # noqa: B023
+        )
+        assert torch.equal(found.keep, wanted.keep)
+        spread = (segments[:, 1] - segments[:, 0]).abs().max().item()
+        error = (found.segments.double() - wanted.segments.double()).abs().max().item()
+        reach = segments.abs().max().item() + spread
+        assert error <= (1e-4 if dtype == torch.float32 else 1e-10) * reach
+
+
+def test_results_are_the_same_for_any_number_of_threads(rng):
+    segments, scores = problem(rng, uniform, 30_000, torch.float32)
+    groups = torch.from_numpy(rng.integers(0, 40, 30_000) ** 2)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            with ops.backend("native"):
+                for method in ("hard", "decay_once", "linear", "gaussian"):
+                    result = ops.batched_nms(segments, scores, groups, 0.4, method=method, vote=0.5)
+                    found.append((threads, method, result))
+    finally:
+        torch.set_num_threads(before)
+    for _, method, result in found[4:]:
+        first = next(r for _, m, r in found if m == method)
+        assert all(torch.equal(a, b) for a, b in zip(first, result, strict=True))
+
+
+def test_a_hundred_thousand_segments_leave_none_that_should_be_gone(rng):
+    """Beyond what the reference can do: no two kept overlap too much, and whoever is gone meets a better kept one."""
+    segments, scores = problem(rng, uniform, 100_000, torch.float64)
+    with ops.backend("native"):
+        keep, kept = ops.nms(segments, scores, 0.4)
+    assert (kept.diff() <= 0).all()
+    by_start = keep[segments[keep, 0].argsort()]
+    place = torch.full((100_000,), -1).scatter_(0, keep, torch.arange(len(keep)))
+    starts = segments[by_start, 0].contiguous()
+    gone = torch.from_numpy(rng.choice(np.setdiff1d(np.arange(100_000), keep.numpy()), 300))
+    for i, is_gone in [(int(i), True) for i in gone] + [(int(i), False) for i in keep[:: len(keep) // 300]]:
+        # The longest is 20: who overlaps i starts within 20 before it, and before its end.
+        low, high = torch.searchsorted(starts, segments[i, 0] - 20.0), torch.searchsorted(starts, segments[i, 1])
+        near = by_start[low:high]
+        iou = ops.temporal_iou(segments[i][None], segments[near])[0]
+        better = near[(iou >= 0.4) & (near != i)]
+        if is_gone:
+            assert (scores[better] >= scores[i]).any()
+        else:
+            assert len(better) == 0
+            assert place[i] >= 0
