@@ -49,19 +49,20 @@ def activate(heads: Heads, index: Tensor, cluster_labels: Tensor, settings: Sett
         index: (V, T) int64, the row behind each position.
         cluster_labels: (K, 2), R of training.
     """
-    cas, attention = heads.cas[:, index], heads.attention[:, index]
     assignment = heads.cluster_logits.softmax(-1)
-    h = (assignment @ cluster_labels[:, :1].to(assignment.dtype)).squeeze(-1)[:, index]
-    fused = fuse(cas, attention, h if settings.clustering else None)
+    h = (assignment @ cluster_labels[:, :1].to(assignment.dtype)).squeeze(-1)
+    # Everything is pointwise in time: computed once a row, then gathered.
+    fused = fuse(heads.cas, heads.attention, h if settings.clustering else None)[index]
     k = max(1, index.shape[1] // settings.topk_divisor)
-    pooled = topk_pool(fused, cas, k)
+    pooled = topk_pool(fused, heads.cas[:, index], k)
     scores = pooled.softmax(-1).mean(0)
     kept = scores >= settings.class_threshold
     best = torch.zeros_like(kept).scatter_(1, scores.argmax(1, keepdim=True), True)
     kept = torch.where(kept.any(1, keepdim=True), kept, best)
     clusters = heads.cluster_logits.mean(0).argmax(-1)[index]
-    foreground = h.mean(0) if settings.clustering else torch.zeros_like(attention[0])
-    return Activations(fused, scores, kept, attention.mean(0), foreground, clusters)
+    attention = heads.attention.mean(0)
+    foreground = h.mean(0) if settings.clustering else torch.zeros_like(attention)
+    return Activations(fused, scores, kept, attention[index], foreground[index], clusters)
 
 
 def localize(activations: Activations, rows: Tensor, settings: Settings) -> Detections:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from case.config import Settings
 from case.data import GroundTruth
@@ -54,9 +55,14 @@ def localize_split(
     everyone = torch.arange(len(split.videos), device=split.offsets.device)
     for videos in everyone.split(CHUNK):
         lengths = split.lengths[videos]
-        rows, index = split.distinct(videos, uniform_positions(lengths, settings.num_segments))
-        activations = activate(model(rows), index, cluster_labels, settings)
-        detections = localize(activations, lengths, settings)
+        with record_function("case: rows"):
+            rows, index = split.distinct(videos, uniform_positions(lengths, settings.num_segments))
+        with record_function("case: network"):
+            heads = model(rows)
+        with record_function("case: activations"):
+            activations = activate(heads, index, cluster_labels, settings)
+        with record_function("case: detections"):
+            detections = localize(activations, lengths, settings)
         parts.append(Activations(*(part.cpu() for part in activations)))
         moved = Detections(*(column.cpu() for column in detections))
         found.append(moved._replace(video=moved.video + int(videos[0])))
@@ -77,8 +83,9 @@ class Score:
 
 def score_split(localized: Localized, labels: Tensor, truth: GroundTruth, subset: str, settings: Settings) -> Score:
     """mAP against the annotations of ``subset``, and the share of videos whose classes are all right."""
-    ids = {video: i for i, video in enumerate(dict.fromkeys([*localized.videos, *truth.videos]))}
-    video, label, score, segment = (column.numpy() for column in localized.detections)
-    found = Instances(video, label, segment, score)
-    mean = mean_ap(truth_instances(truth, ids, subset), found, truth.classes, settings.tiou)
+    with record_function("case: mAP"):
+        ids = {video: i for i, video in enumerate(dict.fromkeys([*localized.videos, *truth.videos]))}
+        video, label, score, segment = (column.numpy() for column in localized.detections)
+        found = Instances(video, label, segment, score)
+        mean = mean_ap(truth_instances(truth, ids, subset), found, truth.classes, settings.tiou)
     return Score(mean, video_accuracy(localized.activations.kept, labels.cpu()))

@@ -1,0 +1,138 @@
+"""A whole evaluation, from features to mAP, of synthetic videos as many and as long as THUMOS14's test split.
+
+``python benchmarks/bench_evaluate.py`` prints where the time goes, beside this machine's own time for the network's
+matrix products; ``--videos`` makes it smaller, ``--lengths FILE`` takes a CSV with the columns subset and
+num_snippets_est.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from case.config import Settings, make_settings
+from case.data.synthetic import SyntheticConfig, SyntheticData, generate
+from case.engine.evaluate import Localized, Score, localize_split, score_split
+from case.engine.learner import Learner
+from case.engine.store import ResidentSplit, random_positions, step_generator, uniform_positions
+
+STAGES = ("rows", "network", "activations", "detections", "mAP")
+
+
+def thumos_sized(videos: int, lengths: Path | None = None) -> SyntheticData:
+    """Two streams of 1024 numbers a snippet; the lengths of a file, or log-normal after THUMOS14's."""
+    data = generate(SyntheticConfig(num_train=16, num_test=videos, seed=1, dtype="float32"))
+    if lengths is None:
+        return data
+    with lengths.open() as file:
+        counts = [int(row["num_snippets_est"]) for row in csv.DictReader(file) if row["subset"] == "test"]
+    # Each video's rows, repeated or cut to the length of the file's; annotations stay as they are.
+    test, wanted = data.test, counts[:videos]
+    starts, rows = test.offsets[:-1], np.diff(test.offsets)
+    taken = np.concatenate([s + np.arange(n) % r for s, r, n in zip(starts, rows, wanted, strict=True)])
+    offsets = np.concatenate([[0], np.cumsum(wanted)])
+    return replace(data, test=replace(test, features=tuple(f[taken] for f in test.features), offsets=offsets))
+
+
+def trained(data: SyntheticData, settings: Settings, steps: int) -> Learner:
+    """Random weights, or half trained: some steps on a few videos at a high rate."""
+    torch.manual_seed(0)
+    learner = Learner((1024, 1024), settings)
+    train = ResidentSplit.from_loaded(data.train, torch.device("cpu"))
+    for step in range(steps):
+        videos = torch.randperm(len(train.videos), generator=step_generator(0, step))[:8]
+        positions = random_positions(train.lengths[videos], 200, step_generator(1, step))
+        learner.step(*train.distinct(videos, positions), train.labels[videos])
+    return learner
+
+
+def evaluate(
+    learner: Learner, split: ResidentSplit, data: SyntheticData, settings: Settings
+) -> tuple[Localized, Score]:
+    localized = localize_split(learner.model, learner.inference_labels, split, settings)
+    return localized, score_split(localized, split.labels, data.ground_truth, "test", settings)
+
+
+def distinct_rows(split: ResidentSplit, settings: Settings) -> int:
+    positions = uniform_positions(split.lengths, settings.num_segments)
+    return int(torch.unique(split.offsets[:-1, None] + positions).numel())
+
+
+def product_seconds(rows: int) -> float:
+    """This machine's time for the network's matrix products of so many rows, in pieces of 8192 at its own best rate."""
+    x, w = torch.randn(8192, 1024), torch.randn(1024, 512)
+    best = min(_seconds(lambda: x @ w) for _ in range(10))
+    operations = 2 * (4 * 1024 * 512 + 2 * 512 * 37) * rows
+    return operations / (2 * 8192 * 1024 * 512 / best)
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def stages(function: Callable[[], object]) -> dict[str, float]:
+    """Seconds in each labelled part of an evaluation."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    found = {event.key: event.cpu_time_total / 1e6 for event in profile.key_averages()}
+    return {stage: found[f"case: {stage}"] for stage in STAGES}
+
+
+@pytest.mark.parametrize("steps", [0, 20], ids=["random", "half trained"])
+def test_evaluation(benchmark: Any, steps: int) -> None:
+    settings = make_settings(protocol="released", lr=1e-3)
+    data = thumos_sized(30)
+    split = ResidentSplit.from_loaded(data.test, torch.device("cpu"))
+    learner = trained(data, settings, steps)
+    benchmark.group = "evaluation of 30 videos, features to mAP, cpu"
+    localized, _ = benchmark.pedantic(evaluate, args=(learner, split, data, settings), rounds=3, warmup_rounds=1)
+    benchmark.extra_info["products_seconds"] = product_seconds(distinct_rows(split, settings))
+    benchmark.extra_info["detections"] = len(localized.detections.score)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--videos", type=int, default=210)
+    parser.add_argument("--lengths", type=Path, help="CSV with the columns subset and num_snippets_est")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 40], help="training steps before the evaluation")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    settings = make_settings(protocol="released", lr=1e-3)
+    data = thumos_sized(given.videos, given.lengths)
+    split = ResidentSplit.from_loaded(data.test, torch.device("cpu"))
+    rows = distinct_rows(split, settings)
+    for steps in given.steps:
+        learner = trained(data, settings, steps)
+        localized, score = evaluate(learner, split, data, settings)
+        # In turns, so that what else the machine does weighs on both alike.
+        pairs = [
+            (_seconds(lambda: evaluate(learner, split, data, settings)), product_seconds(rows))  # noqa: B023
+            for _ in range(given.rounds)
+        ]
+        seconds, products = (statistics.median(column) for column in zip(*pairs, strict=True))
+        spread = f"{min(s for s, _ in pairs):.2f} to {max(s for s, _ in pairs):.2f}"
+        ratios = [s / p for s, p in pairs]
+        print(
+            f"{steps} steps: {len(localized.detections.score)} detections, mAP {100 * score.mean_ap.mean:.1f} %: "
+            f"{seconds:.2f} s ({spread}); matrix products of {rows} rows {products:.2f} s; "
+            f"{statistics.median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+        parts = stages(lambda: evaluate(learner, split, data, settings))  # noqa: B023
+        print("  " + ", ".join(f"{name} {value:.3f} s" for name, value in parts.items()))
+
+
+if __name__ == "__main__":
+    main()
