@@ -76,6 +76,10 @@ def rank_prior_cpu(
 ) -> None:
     """Rank priors (batch, n, k) from relative ranks (batch, n) and centres (batch, k)."""
 
+def read_detections(text: bytes) -> tuple[list[str], list[str], bytes, bytes, bytes, bytes] | None:
+    """Names of videos and labels, then video, label (int64), segment and score (float64) of a detections file in UTF-8;
+    None where its form is not the usual one."""
+
 def exp_cpu(x: int, out: int, count: int, dtype: Literal["float32", "float64"]) -> None:
     """The vectorised exp of the kernels, for its tests."""
 
