@@ -76,6 +76,27 @@ def rank_prior_cpu(
 ) -> None:
     """Rank priors (batch, n, k) from relative ranks (batch, n) and centres (batch, k)."""
 
+_Table = tuple[int, int, int, int]  # video, label (int64), segment (float64, pairs), count
+
+def mean_ap_cpu(
+    truth: _Table,
+    found: _Table,
+    score: int,
+    forgive: int,
+    tiou: tuple[int, int],
+    classes: int,
+    videos: int,
+    ap: int,
+    claim: int,
+    best_only: bool = False,
+    envelope: bool = True,
+    num_threads: int = 0,
+) -> None:
+    """AP (thresholds, classes) and claims (count, thresholds) int64 of labelled segments: see csrc/map.h."""
+
+def network_order(values: int, out: int, count: int) -> None:
+    """The order in which equal IoUs are claimed, reversed: float64 values -> int64 indices."""
+
 def read_detections(text: bytes) -> tuple[list[str], list[str], bytes, bytes, bytes, bytes] | None:
     """Names of videos and labels, then video, label (int64), segment and score (float64) of a detections file in UTF-8;
     None where its form is not the usual one."""
