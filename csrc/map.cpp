@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "ranking.h"
 
 namespace case_wtal {
 namespace {
@@ -31,11 +32,6 @@ struct ByClass {
       if (known(i)) order[next[segments.label[i]]++] = i;
     }
   }
-};
-
-struct Ranked {
-  double score;
-  int64_t index;
 };
 
 struct Range {
@@ -93,8 +89,7 @@ class Matcher {
     for (int64_t i = found_.begin[label]; i < found_.begin[label + 1]; ++i) {
       predictions_.push_back({problem_.score[found_.order[i]], found_.order[i]});
     }
-    std::stable_sort(predictions_.begin(), predictions_.end(),
-                     [](const Ranked& a, const Ranked& b) { return a.score > b.score; });
+    sort_by_falling_score(predictions_, scratch_);
   }
 
   // `counted`: predictions so far, this one included, that count whether they claim or not.
@@ -171,7 +166,7 @@ class Matcher {
   double least_;
   std::vector<Range> of_video_;  // places in instances_
   std::vector<int64_t> instances_, candidates_, rising_, forgiven_hits_;
-  std::vector<Ranked> predictions_;
+  std::vector<Ranked> predictions_, scratch_;
   std::vector<double> overlaps_;
   std::vector<unsigned char> claimed_;  // (instances, thresholds)
   std::vector<std::vector<int64_t>> hits_;

@@ -200,6 +200,21 @@ def test_equal_scores_are_first_in_first_out(matcher: str) -> None:
         assert average_precision(truth, found, (0.5,))[0] == pytest.approx(1 / (hit_at + 1))
 
 
+def test_many_scores_of_every_size_and_sign(native: ModuleType, rng: np.random.Generator) -> None:
+    """Enough of one class for the radix sort: ranks of the hits tell the whole order."""
+    for n in (500, 511, 512, 513, 4000):
+        score = rng.choice([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, 5e-324, 0.5, 1e300], n)
+        other = rng.normal(size=n) * 10.0 ** rng.integers(-30, 30, n)
+        score = np.where(rng.random(n) < 0.5, score, other)
+        segment = np.tile([0.0, 1.0], (n, 1))
+        found = Instances(np.arange(n), np.zeros(n, int), segment, score)
+        few = np.sort(rng.choice(n, 20, replace=False))
+        truth = Instances(few, np.zeros(20, int), segment[:20], np.zeros(20))
+        ranks = np.sort([list(np.argsort(-score, kind="stable")).index(i) + 1 for i in few])
+        ap, _ = match(truth, found, np.zeros(1, int), (0.5,), interpolate=False)
+        assert ap[0, 0] == pytest.approx((np.arange(1, 21) / ranks).mean(), abs=1e-13)
+
+
 def test_nothing_to_find_and_nothing_found(matcher: str, rng: np.random.Generator) -> None:
     some, nothing = draw(rng, 20, classes=1), draw(rng, 0, classes=1)
     np.testing.assert_array_equal(average_precision(some, nothing, TIOU), 0.0)
