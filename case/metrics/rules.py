@@ -22,13 +22,12 @@ class Rules:
     """
 
     ambiguous: AmbiguousRule = "count"
-    """``count``: nothing special (ActivityNet): a class of that name is a class, detections there are false positives.
-    ``drop``: that class is left out of annotations and detections, as loaders of THUMOS14 do (ActionFormer, TadTR).
-    ``forgive``: also, a detection that claims nothing and overlaps such a stretch does not count (THUMOS14's own
-    toolkit, TH14evalDet). ``remove``: also, every detection that overlaps one is removed first (W-TALC and the weakly
-    supervised code after it)."""
+    """count: nothing special (ActivityNet): a class of that name is a class, detections there are false positives.
+    drop: that class is left out of annotations and detections (loaders of TadTR and others). forgive: also, a
+    detection that claims nothing and overlaps such a stretch does not count (THUMOS14's toolkit, TH14evalDet). remove:
+    also, every detection that overlaps one is removed first (W-TALC and weakly supervised code after it)."""
     drop_duplicates: bool = False
-    """Of annotations alike in video, label, start and end, the first alone counts (ActionFormer, TadTR)."""
+    """Of annotations alike in video, label, start and end, the first alone counts (TadTR's evaluator)."""
     ignore_unseen_labels: bool = False
     """Detections with a label that the ground truth lacks are left out; else they are an error, as in ActivityNet's."""
     only_subset_videos: bool = False
