@@ -82,7 +82,10 @@ def _claim(truth: Instances, found: Instances, order: Ints, tiou: Floats, best_o
         overlaps = iou_matrix(found.segment[mine], truth.segment[instances])
         for row in np.flatnonzero(overlaps.max(1, initial=0.0) >= tiou.min()):
             iou = overlaps[row]
-            ranked = [int(i) for i in network_order(iou)[::-1] if iou[i] >= tiou.min()]
+            ranked = np.flatnonzero(iou >= tiou.min())
+            ranked = ranked[np.argsort(-iou[ranked], kind="stable")]
+            if (iou[ranked[1:]] == iou[ranked[:-1]]).any():
+                ranked = network_order(iou)[::-1][: len(ranked)]
             for level, threshold in enumerate(tiou):
                 asked = ranked[:1] if best_only else ranked
                 taken = next((i for i in asked if iou[i] >= threshold and not claimed[level, i]), None)
