@@ -138,6 +138,10 @@ def test_localizing_again_is_localizing_with_these_settings(seed: int, monkeypat
     problem = pose_split(first, truth, "test")
     assert problem.inside.tolist() == [True, False, False, False, False]
     assert problem.found.score.tolist() == first.detections.score.tolist()
+    nothing = torch.full((len(problem.found.score),), torch.nan, dtype=torch.float64)
+    diverged = replace(first, detections=first.detections._replace(score=nothing))
+    with pytest.raises(CaseError, match="detections have the score NaN: training diverged; lower lr"):
+        pose_split(diverged, truth, "test")
 
 
 def test_choices_are_those_that_differ() -> None:

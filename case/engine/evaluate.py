@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from case.config import Settings
 from case.data import GroundTruth
 from case.engine.store import ResidentSplit, uniform_positions
+from case.errors import CaseError
 from case.inference import Activations, Detections, activate, localize, to_results, video_accuracy
 from case.metrics import Instances, MeanAP, Problem, pose_arrays, score
 from case.model import CASE
@@ -94,9 +96,14 @@ def pose_split(
     subset: str,
     ambiguous: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> Problem:
-    """The evaluation of a localized split against the annotations of ``subset``."""
+    """The evaluation of a localized split against the annotations of ``subset``.
+
+    Raises ``CaseError`` for a subset without annotations, and where the network's scores are NaN.
+    """
     ids = {video: i for i, video in enumerate(dict.fromkeys([*localized.videos, *truth.videos]))}
     video, label, confidence, segment = (column.numpy() for column in localized.detections)
+    if np.isnan(confidence).any():
+        raise CaseError(f"{np.isnan(confidence).sum()} detections have the score NaN: training diverged; lower lr")
     found = Instances(video, label, segment, confidence)
     return pose_arrays(truth, ids, found, subset=subset, ambiguous=ambiguous)
 
