@@ -133,6 +133,7 @@ setup(
         "case.ops._triton_ops",
         "case.engine",
         "case.data",
+        "case.metrics",
         "case.compat",
         "case.commands",
         "case.kernels",

@@ -26,6 +26,37 @@ def iou_cpu(
 ) -> None:
     """Pairwise temporal IoU: a (batch, m, 2), b (batch, p, 2) -> out (batch, m, p), in host memory."""
 
+_Nms = tuple[float, str, float, float, int, float]  # iou_threshold, method, sigma, min_score, max_num, length_offset
+
+def nms_cpu(
+    segments: int,
+    scores: int,
+    groups: int,
+    n: int,
+    dtype: Literal["float32", "float64"],
+    settings: _Nms,
+    keep: int,
+    kept_scores: int,
+    num_threads: int = 0,
+) -> int:
+    """NMS within groups: segments (n, 2), scores (n,), groups (n,) int64 -> how many of the n places in keep (int64) and
+    kept_scores are filled; see csrc/nms.h."""
+
+def score_vote_cpu(
+    keep: int,
+    kept: int,
+    segments: int,
+    scores: int,
+    groups: int,
+    n: int,
+    dtype: Literal["float32", "float64"],
+    threshold: float,
+    length_offset: float,
+    out: int,
+    num_threads: int = 0,
+) -> None:
+    """Score voting: out (kept, 2); see csrc/nms.h."""
+
 _Matrix = tuple[int, int, int]
 _Problem = tuple[
     Literal["float32", "float64"],
@@ -75,6 +106,31 @@ def rank_prior_cpu(
     num_threads: int = 0,
 ) -> None:
     """Rank priors (batch, n, k) from relative ranks (batch, n) and centres (batch, k)."""
+
+_Table = tuple[int, int, int, int]  # video, label (int64), segment (float64, pairs), count
+
+def mean_ap_cpu(
+    truth: _Table,
+    found: _Table,
+    score: int,
+    forgive: int,
+    tiou: tuple[int, int],
+    classes: int,
+    videos: int,
+    ap: int,
+    claim: int,
+    best_only: bool = False,
+    envelope: bool = True,
+    num_threads: int = 0,
+) -> None:
+    """AP (thresholds, classes) and claims (count, thresholds) int64 of labelled segments: see csrc/map.h."""
+
+def network_order(values: int, out: int, count: int) -> None:
+    """The order in which equal IoUs are claimed, reversed: float64 values -> int64 indices."""
+
+def read_detections(text: bytes) -> tuple[list[str], list[str], bytes, bytes, bytes, bytes] | None:
+    """Names of videos and labels, then video, label (int64), segment and score (float64) of a detections file in UTF-8;
+    None where its form is not the usual one."""
 
 def exp_cpu(x: int, out: int, count: int, dtype: Literal["float32", "float64"]) -> None:
     """The vectorised exp of the kernels, for its tests."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from case.config import Settings
 from case.data.files import PathLike, atomic_write
-from case.metrics import MeanAP
+from case.metrics import ERRORS, AverageRecall, Diagnosis, MeanAP
 
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of as many cells."""
@@ -43,6 +43,42 @@ def ap_rows(results: Mapping[str, MeanAP]) -> Table:
         mean_ap = result.per_tiou
         rows.append([name, *_percent(mean_ap), *_percent(mean_ap[over].mean() for over in averages.values())])
     return ["result", *(f"{t:g}" for t in tiou), *averages], rows
+
+
+def protocol_rows(results: Mapping[str, MeanAP]) -> Table:
+    """``ap_rows`` with a last column: points by which the last average lies above that of the first result.
+
+    The first result is the first that has classes; one without has "-".
+    """
+    columns, rows = ap_rows(results)
+    changes = protocol_changes(results)
+    for row, change in zip(rows, changes.values(), strict=True):
+        row.append("-" if change is None else f"{100 * change:+.2f}")
+    return [*columns, "change"], rows
+
+
+def protocol_changes(results: Mapping[str, MeanAP]) -> dict[str, float | None]:
+    """By how much mAP, averaged as in the last column of ``ap_rows``, lies above that of the first with classes."""
+    tiou = {round(t, 6): i for i, t in enumerate(_common_tiou(results))}
+    over = next((list(o) for o in reversed(AVERAGES.values()) if all(t in tiou for t in o)), list(tiou))
+    places = [tiou[t] for t in over]
+    means = {name: float(r.per_tiou[places].mean()) if r.classes else None for name, r in results.items()}
+    base = next((mean for mean in means.values() if mean is not None), 0.0)
+    return {name: None if mean is None else mean - base for name, mean in means.items()}
+
+
+def recall_rows(result: AverageRecall, numbers: Sequence[float] = (1, 5, 10, 50, 100)) -> Table:
+    """AR in % at average numbers of proposals per video, and the area under the curve."""
+    return [*(f"AR@{n:g}" for n in numbers), "AUC"], [_percent([*(result.at(n) for n in numbers), result.auc])]
+
+
+def error_rows(result: Diagnosis) -> Table:
+    """How many detections of each class are of each kind, all classes first; at last what mAP would gain, in points."""
+    rows = [["all", str(result.instances.sum()), *map(str, result.counts.sum(0))]]
+    for c in np.argsort(-result.counts.sum(1), kind="stable"):
+        rows.append([result.classes[c], str(result.instances[c]), *map(str, result.counts[c])])
+    rows.append(["mAP without", "-", "-", *(f"{100 * gain:+.1f}" for gain in result.gain[1:])])
+    return ["class", "instances", *ERRORS], rows
 
 
 def per_class_rows(result: MeanAP) -> Table:

@@ -154,6 +154,107 @@ def test_evaluate_golden_files(case: Run, tmp_path: Path) -> None:
         np.testing.assert_allclose(json.loads(out.read_text())["ap_per_tiou"], golden["ap_per_tiou"], atol=1e-9)
 
 
+def small_files(folder: Path) -> tuple[str, Path, str, Path]:
+    """Ground truth with a stretch labelled Ambiguous and an annotation twice; one detection is there, one is right."""
+    truth = {
+        "a": {
+            "subset": "test",
+            "annotations": [
+                {"label": "dive", "segment": [0, 10]},
+                {"label": "dive", "segment": [0, 10]},
+                {"label": "Ambiguous", "segment": [20, 30]},
+            ],
+        }
+    }
+    found = {
+        "a": [
+            {"label": "dive", "score": 0.9, "segment": [22, 28]},
+            {"label": "dive", "score": 0.8, "segment": [0, 10]},
+        ]
+    }
+    (folder / "gt.json").write_text(json.dumps({"database": truth}))
+    (folder / "found.json").write_text(json.dumps({"results": found}))
+    return "--ground-truth", folder / "gt.json", "--predictions", folder / "found.json"
+
+
+def test_evaluate_under_each_choice(case: Run, tmp_path: Path) -> None:
+    files, out = small_files(tmp_path), tmp_path / "score.json"
+    code, text, _ = case("evaluate", *files, "--tiou", "0.5", "--protocol-report", "--json", out)
+    assert code == 0
+    assert "change in points" in text
+    found = json.loads(out.read_text())
+    protocols = found["protocols"]
+    assert next(iter(protocols)) == "released rules"
+    assert protocols["released rules"] == {"mAP": found["mAP"], "ap_per_tiou": found["ap_per_tiou"], "change": 0.0}
+    assert found["mAP"] == pytest.approx(1 / 8)  # dive 1/4, Ambiguous 0
+    assert protocols["class Ambiguous dropped"]["mAP"] == pytest.approx(1 / 4)
+    assert protocols["ambiguous forgiven (THUMOS14)"]["mAP"] == pytest.approx(1 / 2)
+    assert protocols["duplicates dropped"]["mAP"] == pytest.approx(1 / 4)
+    assert protocols["duplicates dropped"]["change"] == pytest.approx(1 / 8)
+    assert f"{100 / 8:+.2f}" in text
+    assert (
+        case("evaluate", *files, "--tiou", "0.5", "--ambiguous", "forgive", "--drop-duplicates", "--json", out)[0] == 0
+    )
+    assert json.loads(out.read_text())["mAP"] == 1.0
+
+
+def test_evaluate_with_ambiguous_stretches_of_a_file(case: Run, tmp_path: Path) -> None:
+    files, out, stretches = small_files(tmp_path), tmp_path / "score.json", tmp_path / "ambiguous.txt"
+    stretches.write_text("a  0 2\nelsewhere 0 1\n")
+    flags = ("--ambiguous-file", stretches, "--ambiguous", "remove", "--tiou", "0.5", "--json", out)
+    assert case("evaluate", *files, *flags)[0] == 0
+    assert json.loads(out.read_text())["mAP"] == 0.0
+    stretches.write_text("a 0\n")
+    assert "line 1 must be a video, a start and an end, got 'a 0'" in error_of(case("evaluate", *files, *flags))
+    stretches.write_text("a 0 nan\n")
+    assert "line 1 must be a video, a start and an end" in error_of(case("evaluate", *files, *flags))
+    stretches.unlink()
+    assert "ambiguous.txt: file not found" in error_of(case("evaluate", *files, *flags))
+
+
+def test_evaluate_with_unseen_labels(case: Run, tmp_path: Path) -> None:
+    files, out = small_files(tmp_path), tmp_path / "score.json"
+    content = json.loads((tmp_path / "found.json").read_text())
+    content["results"]["a"].append({"label": "unicorn", "score": 1, "segment": [0, 1]})
+    (tmp_path / "found.json").write_text(json.dumps(content))
+    assert "lacks: unicorn; rename or drop them" in error_of(case("evaluate", *files))
+    assert case("evaluate", *files, "--ignore-unseen-labels", "--tiou", "0.5", "--json", out)[0] == 0
+    assert json.loads(out.read_text())["mAP"] == pytest.approx(1 / 8)
+    code, _, err = case("evaluate", *files, "--protocol-report", "--errors", "--tiou", "0.5", "--json", out)
+    assert code == 0
+    assert "warning: detections have labels that the ground truth lacks: unicorn" in err
+    found = json.loads(out.read_text())
+    assert found["protocols"]["refused: unseen labels"] is None
+    assert found["protocols"]["unseen labels ignored"]["mAP"] == found["mAP"] == pytest.approx(1 / 8)
+
+
+def test_evaluate_errors(case: Run, tmp_path: Path) -> None:
+    files, out = small_files(tmp_path), tmp_path / "score.json"
+    code, text, _ = case("evaluate", *files, "--errors", "--ambiguous", "drop", "--json", out)
+    assert code == 0
+    assert "AR@100" in text
+    assert "double detection" in text
+    found = json.loads(out.read_text())
+    assert found["errors"]["per_class"]["dive"]["true positive"] == 1
+    assert found["errors"]["per_class"]["dive"]["background"] == 1
+    assert found["average_recall"]["AR"][-1] == 1.0
+    for flag, value in (("--errors-tiou", "0"), ("--errors-tiou", "nan"), ("--errors-top", "-1")):
+        assert flag[2:].replace("-", "_") in error_of(case("evaluate", *files, "--errors", flag, value))
+
+
+def test_evaluate_a_run_as_released_and_as_corrected(case: Run, trained: Path, tmp_path: Path) -> None:
+    """The run is ``corrected``: what differs is how the released code would localize from the same activations."""
+    out = tmp_path / "score.json"
+    code, text, _ = case("evaluate", trained, "--protocol-report", "--errors", "--json", out)
+    assert code == 0
+    assert "3 proposal score released" in text
+    found = json.loads(out.read_text())
+    names = [name for name in found["protocols"] if "released" in name.split()[-1:] or "corrected" in name]
+    assert names == [f"{what} released" for what in ("3 proposal score", "4 NMS lengths", "5 first sample", "3, 4, 5")]
+    results = json.loads((trained / "results.json").read_text())["last"]
+    assert found["mAP"] == pytest.approx(results["mAP"], abs=1e-12)
+
+
 def test_localize_agrees_with_training(case: Run, trained: Path, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     assert case("localize", trained, "--features", source / "features" / "test", "--output", out)[0] == 0

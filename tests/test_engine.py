@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from case.commands.train import configure
 from case.config import TrainConfig, make_settings
-from case.data import SyntheticConfig, write
+from case.data import GroundTruth, SyntheticConfig, VideoTruth, write
 from case.engine import train as training
 from case.engine.checkpoint import load_checkpoint
+from case.engine.choices import DEVIATIONS, localization_choices
+from case.engine.evaluate import Localized, localize_split, pose_split, relocalize
 from case.engine.learner import Learner
 from case.engine.runlog import read_entries
 from case.engine.store import ResidentSplit, batch_videos, random_positions, step_generator, uniform_positions
@@ -108,6 +110,49 @@ def test_distinct_rows_change_nothing(seed: int) -> None:
         b = plain.step([f[ids] for f in features], everything, split.labels)
         torch.testing.assert_close(a.total, b.total, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(a.cluster_labels, b.cluster_labels, rtol=1e-4, atol=1e-5)
+
+
+def test_localizing_again_is_localizing_with_these_settings(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same activations, more videos than go at once: every choice, detection by detection."""
+    monkeypatch.setattr("case.engine.evaluate.CHUNK", 2)
+    torch.manual_seed(seed)
+    settings = make_settings(num_classes=3, num_clusters=4, hidden=16, num_segments=24, class_threshold=0.1)
+    features = tuple(torch.randn(60, 8) for _ in range(2))
+    split = ResidentSplit(tuple("abcde"), features, torch.tensor([0, 5, 30, 31, 50, 60]), torch.zeros(5, 3))
+    learner = Learner((8, 8), settings)
+    labels = torch.rand(4, 2)
+
+    def detections(localized: Localized) -> list[list[Any]]:
+        return [column.tolist() for column in localized.detections]
+
+    first = localize_split(learner.model, labels, split, settings)
+    assert len(first.detections.score)
+    assert detections(relocalize(first, settings)) == detections(first)
+    seen = [detections(first)]
+    for choice in localization_choices(settings).values():
+        again = relocalize(first, choice)
+        assert detections(again) == detections(localize_split(learner.model, labels, split, choice))
+        seen.append(detections(again))
+    assert any(found != seen[0] for found in seen)
+    truth = GroundTruth(("x", "y", "z"), {"a": VideoTruth("test", None, np.array([[0.0, 1.0]]), np.array([2]))})
+    problem = pose_split(first, truth, "test")
+    assert problem.inside.tolist() == [True, False, False, False, False]
+    assert problem.found.score.tolist() == first.detections.score.tolist()
+    nothing = torch.full((len(problem.found.score),), torch.nan, dtype=torch.float64)
+    diverged = replace(first, detections=first.detections._replace(score=nothing))
+    with pytest.raises(CaseError, match="detections have the score NaN: training diverged; lower lr"):
+        pose_split(diverged, truth, "test")
+
+
+def test_choices_are_those_that_differ() -> None:
+    released, corrected = make_settings(), make_settings(protocol="corrected")
+    alone = [f"{name} corrected" for name in DEVIATIONS]
+    assert list(localization_choices(released)) == [*alone, "3, 4, 5 corrected"]
+    assert localization_choices(released)["4 NMS lengths corrected"] == replace(released, nms_length_offset=0.0)
+    for choice in localization_choices(corrected).values():
+        assert choice.prior_ranks == corrected.prior_ranks
+    own = localization_choices(replace(released, outer_ratio=0.5))
+    assert {"3 proposal score released", "3 proposal score corrected"} <= set(own)
 
 
 def test_training_writes_its_run(data: Path, tmp_path: Path) -> None:

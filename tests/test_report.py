@@ -5,8 +5,17 @@ import pytest
 
 from case.config import Settings, make_settings
 from case.errors import CaseError
-from case.metrics import MeanAP
-from case.report import ap_rows, changed_settings, per_class_rows, write_markdown
+from case.metrics import ERRORS, Instances, MeanAP, average_recall, diagnose
+from case.report import (
+    ap_rows,
+    changed_settings,
+    error_rows,
+    per_class_rows,
+    protocol_changes,
+    protocol_rows,
+    recall_rows,
+    write_markdown,
+)
 
 THUMOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -57,6 +66,37 @@ def test_classes_best_first() -> None:
     columns, rows = per_class_rows(result(0.6, 0.3, tiou=(0.3, 0.5)))
     assert columns == ["class", "0.3", "0.5", "mean"]
     assert rows == [["Billiards", "65.0", "35.0", "50.0"], ["Diving", "55.0", "25.0", "40.0"]]
+
+
+def test_changes_are_those_of_the_last_average() -> None:
+    nothing = MeanAP(THUMOS, (), np.zeros((7, 0)))
+    better = result(*(level + 0.01 for level in (0.723, 0.659, 0.592, 0.484, 0.377, 0.262, 0.137)))
+    results = {"refused": nothing, "base": PUBLISHED, "better": better}
+    changes = protocol_changes(results)
+    assert changes["refused"] is None
+    assert changes["base"] == 0.0
+    assert changes["better"] == pytest.approx(0.01)
+    columns, rows = protocol_rows(results)
+    assert columns[-2:] == ["0.1:0.7", "change"]
+    assert [row[-1] for row in rows] == ["-", "+0.00", "+1.00"]
+    tail = {"a": result(0.4, 0.2, tiou=(0.5, 0.75)), "b": result(0.3, 0.1, tiou=(0.5, 0.75))}
+    assert protocol_changes(tail)["b"] == pytest.approx(-0.1)
+
+
+def test_errors_and_recall() -> None:
+    truth = Instances(np.zeros(2, int), np.arange(2), np.array([[0.0, 10.0], [20.0, 30.0]]), np.zeros(2))
+    segments = np.array([[0.0, 10.0], [50.0, 60.0], [0.0, 9.0]])
+    found = Instances(np.zeros(3, int), np.zeros(3, int), segments, np.array([0.9, 0.8, 0.7]))
+    columns, rows = error_rows(diagnose(truth, found, ("Diving", "Golf")))
+    assert columns == ["class", "instances", *ERRORS]
+    assert rows[0] == ["all", "2", "1", "1", "0", "0", "0", "1"]
+    assert rows[1] == ["Diving", "1", "1", "1", "0", "0", "0", "1"]
+    assert rows[2] == ["Golf", "1", "0", "0", "0", "0", "0", "0"]
+    assert rows[3] == ["mAP without", "-", "-", "+0.0", "+0.0", "+0.0", "+0.0", "+0.0"]
+    assert recall_rows(average_recall(truth, found, (0.5,)), (1, 100)) == (
+        ["AR@1", "AR@100", "AUC"],
+        [["50.0", "50.0", "49.5"]],
+    )
 
 
 def test_changed_settings() -> None:

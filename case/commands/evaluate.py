@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
 from case import console
 from case.commands._flags import parse
-from case.data import load_detections, load_ground_truth, save_json
+from case.data import load_ambiguous, load_detections, load_ground_truth, save_json
 from case.errors import CaseError
-from case.metrics import MeanAP, evaluate, parse_tiou
-from case.report import ap_rows, per_class_rows
+from case.metrics import MeanAP, Problem, Rules, average_recall, diagnose, parse_tiou, pose, score
+from case.metrics.rules import alternatives, apply
+from case.report import ap_rows, error_rows, per_class_rows, protocol_changes, protocol_rows, recall_rows
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,31 @@ class EvaluateConfig:
     """cpu, cuda, cuda:1, ..."""
     per_class: bool = False
     """Also print the AP of each class."""
+    protocol_report: bool = False
+    """Also print the mAP under each other choice of public evaluators and, for a run, of localization."""
+    errors: bool = False
+    """Also print average recall (AR@AN), and of what kind the detections of each class are."""
+    errors_tiou: float = 0.5
+    """IoU from which a detection counts as right in --errors."""
+    errors_top: float = 10.0
+    """Detections of a class that --errors looks at, as a multiple of its instances; 0: all."""
+    ambiguous_file: Path | None = None
+    """Ambiguous stretches: lines of a video, a start and an end (THUMOS14's Ambiguous_test.txt), for --ambiguous."""
+    rules: Rules = field(default_factory=Rules)
     allow_pickle: bool = False
     """Accept pickled feature files, which can run code of whoever made them."""
     json: Path | None = None
-    """File for mAP, tiou, ap_per_tiou and ap_per_class."""
+    """File for mAP, tiou, ap_per_tiou, ap_per_class and what else was asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is evaluated: its name, and the mAP of the same activations under other choices, for a run."""
+
+    name: str
+    problem: Problem
+    tiou: tuple[float, ...]
+    localizations: Callable[[], dict[str, Problem]]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -49,33 +72,102 @@ def run(argv: Sequence[str]) -> int:
     files = config.ground_truth is not None or config.predictions is not None
     if files == (config.run is not None):
         raise CaseError("give either a run folder, or --ground-truth and --predictions")
-    name, score = _of_files(config) if files else _of_run(config)
-    console.table("mAP, %", *ap_rows({name: score}))
+    if not 0.1 <= config.errors_tiou <= 1:
+        raise CaseError(f"errors_tiou must lie in [0.1, 1], got {config.errors_tiou:g}")
+    if not 0 <= config.errors_top < np.inf:
+        raise CaseError(f"errors_top must be a finite number, 0 or greater, got {config.errors_top:g}")
+    asked = _of_files(config) if files else _of_run(config)
+    rules = config.rules
+    protocols: dict[str, MeanAP] = {}
+    if config.protocol_report:
+        rules, protocols = _protocols(asked, rules)
+    result = score(asked.problem, asked.tiou, rules)
+    written: dict[str, Any] = result.to_json()
+    console.table("mAP, %", *ap_rows({asked.name: result}))
     if config.per_class:
-        console.table("AP by class, %", *per_class_rows(score))
+        console.table("AP by class, %", *per_class_rows(result))
+    if config.protocol_report:
+        written["protocols"] = _show_protocols(protocols)
+    if config.errors:
+        written |= _show_errors(config, asked.problem, rules)
     if config.json is not None:
-        save_json(config.json, score.to_json(), indent=1)
+        save_json(config.json, written, indent=1)
     return 0
 
 
-def _of_files(config: EvaluateConfig) -> tuple[str, MeanAP]:
+def _protocols(asked: Asked, rules: Rules) -> tuple[Rules, dict[str, MeanAP]]:
+    """The rules by which the detections can be evaluated, and the mAP by name under each choice, theirs first."""
+    results = {}
+    unseen = asked.problem.unseen
+    if unseen and not rules.ignore_unseen_labels:
+        try:
+            score(asked.problem, asked.tiou, rules)
+        except CaseError as refused:
+            console.warn(str(refused))
+            results["refused: unseen labels"] = MeanAP(asked.tiou, (), np.zeros((len(asked.tiou), 0)))
+            rules = replace(rules, ignore_unseen_labels=True)
+    name = "unseen labels ignored" if results else "released rules" if rules == Rules() else "rules as given"
+    results[name] = score(asked.problem, asked.tiou, rules)
+    for name, changed in alternatives(asked.problem, rules).items():
+        results[name] = score(asked.problem, asked.tiou, changed)
+    for name, problem in asked.localizations().items():
+        results[name] = score(problem, asked.tiou, rules)
+    return rules, results
+
+
+def _show_protocols(results: dict[str, MeanAP]) -> dict[str, Any]:
+    console.table("mAP under each choice alone, %; change in points", *protocol_rows(results))
+    changes = protocol_changes(results)
+    return {
+        name: {"mAP": r.mean, "ap_per_tiou": r.per_tiou.tolist(), "change": changes[name]} if r.classes else None
+        for name, r in results.items()
+    }
+
+
+def _show_errors(config: EvaluateConfig, problem: Problem, rules: Rules) -> dict[str, Any]:
+    truth, found, _ = apply(problem, rules)
+    recall = average_recall(truth, found)
+    kinds = diagnose(truth, found, problem.labels, config.errors_tiou, top=config.errors_top or None)
+    console.table("average recall over IoU 0.5:0.05:0.95, labels aside, %", *recall_rows(recall))
+    looked = f"the {config.errors_top:g} G first of each class" if config.errors_top else "all"
+    console.table(f"kinds of detections at IoU {config.errors_tiou:g}, {looked}", *error_rows(kinds))
+    return {"average_recall": recall.to_json(), "errors": kinds.to_json()}
+
+
+def _of_files(config: EvaluateConfig) -> Asked:
     if config.ground_truth is None or config.predictions is None:
         missing = "--ground-truth" if config.ground_truth is None else "--predictions"
         raise CaseError(f"{missing} is missing; detections are evaluated from two files")
     truth = load_ground_truth(config.ground_truth)
     results = load_detections(config.predictions)
     tiou = parse_tiou(config.tiou or "0.1:0.1:0.7")
-    return config.predictions.name, evaluate(truth, results, tiou, subset=config.subset or "test")
+    problem = pose(truth, results, subset=config.subset or "test", ambiguous=_ambiguous(config))
+    return Asked(config.predictions.name, problem, tiou, dict)
 
 
-def _of_run(config: EvaluateConfig) -> tuple[str, MeanAP]:
+def _of_run(config: EvaluateConfig) -> Asked:
+    from case.engine.choices import localization_choices
+    from case.engine.evaluate import pose_split, relocalize
     from case.engine.resolve import open_checkpoint
 
     assert config.run is not None
+    ambiguous = _ambiguous(config)
     opened = open_checkpoint(config.run, device=config.device)
     localized, folder, split = opened.localize_data(config.data, "test", allow_pickle=config.allow_pickle)
     tiou = parse_tiou(config.tiou) if config.tiou else opened.settings.tiou
-    score = opened.score(localized, folder, split, tiou=tiou, subset=config.subset)
-    exact = f"set of classes exactly right in {100 * score.video_accuracy:.1f} % of videos"
+    subset = config.subset or folder.test_subset
+
+    def localizations() -> dict[str, Problem]:
+        return {
+            name: pose_split(relocalize(localized, settings), folder.ground_truth, subset, ambiguous)
+            for name, settings in localization_choices(opened.settings).items()
+        }
+
+    problem = pose_split(localized, folder.ground_truth, subset, ambiguous)
+    exact = f"set of classes exactly right in {100 * opened.accuracy(localized, split):.1f} % of videos"
     console.note(f"{opened.path}, step {opened.checkpoint.steps}: {exact}")
-    return str(config.run), score.mean_ap
+    return Asked(str(config.run), problem, tiou, localizations)
+
+
+def _ambiguous(config: EvaluateConfig) -> dict[str, list[tuple[float, float]]] | None:
+    return None if config.ambiguous_file is None else load_ambiguous(config.ambiguous_file)

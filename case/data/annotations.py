@@ -1,8 +1,7 @@
-"""Ground truth and detections in ActivityNet's JSON form.
+"""Ground truth in ActivityNet's JSON form.
 
-Ground truth: ``{"database": {video: {"subset", "duration", "annotations": [{"label", "segment": [s, e]}]}}}`` with the
-duration optional; detections: ``{"results": {video: [{"label", "score", "segment": [s, e]}]}}``. Times are in seconds;
-numbers may be strings, as in the THUMOS14 annotations that are in circulation.
+``{"database": {video: {"subset", "duration", "annotations": [{"label", "segment": [s, e]}]}}}`` with the duration
+optional. Times are in seconds; numbers may be strings, as in the THUMOS14 annotations that are in circulation.
 """
 
 from __future__ import annotations
@@ -111,98 +110,77 @@ def to_json(truth: GroundTruth) -> dict[str, Any]:
     return {"database": database}
 
 
-def load_detections(path: PathLike) -> dict[str, list[dict[str, Any]]]:
-    """Read detections: for every video a list of ``{"label": str, "score": float, "segment": [start, end]}``.
-
-    Raises ``CaseError``, one line naming the file, the video and the detection: a missing key, a score or time that
-    is not a finite number, an end before its start.
-    """
-    results = _member(load_json(path), "results", path)
-    detections = {}
-    for video, items in results.items():
-        where = f"{path}: video '{video}'"
-        if not isinstance(items, list):
-            raise CaseError(f"{where}: its detections must be a list, got {_shown(items)}")
-        detections[video] = [_parse_detection(item, i, where) for i, item in enumerate(items)]
-    return detections
-
-
 def load_database(path: PathLike) -> dict[str, Any]:
     """The unparsed entry of every video in ``gt.json``. Raises ``CaseError`` where there is no such table."""
-    return _member(load_json(path), "database", path)
+    return member(load_json(path), "database", path)
 
 
 def parse_entry(entry: Any, where: str) -> tuple[str, float | None, list[Any]]:
     """Subset, duration and unparsed annotations of one video. Raises ``CaseError`` beginning with ``where``."""
     if not isinstance(entry, dict):
-        raise CaseError(f"{where}: its entry must be an object with subset and annotations, got {_shown(entry)}")
+        raise CaseError(f"{where}: its entry must be an object with subset and annotations, got {shown(entry)}")
     subset = entry.get("subset")
     if not isinstance(subset, str):
-        raise CaseError(f'{where}: subset must be a text such as "train", got {_shown(subset)}')
+        raise CaseError(f'{where}: subset must be a text such as "train", got {shown(subset)}')
     duration = None
     if entry.get("duration") is not None:
-        duration = _number(entry["duration"], f"{where}: duration")
+        duration = number(entry["duration"], f"{where}: duration")
         if duration <= 0:
-            raise CaseError(f"{where}: duration must be greater than 0 seconds, got {_shown(entry['duration'])}")
+            raise CaseError(f"{where}: duration must be greater than 0 seconds, got {shown(entry['duration'])}")
     items = entry.get("annotations", [])
     if not isinstance(items, list):
-        raise CaseError(f"{where}: annotations must be a list, got {_shown(items)}")
+        raise CaseError(f"{where}: annotations must be a list, got {shown(items)}")
     return subset, duration, items
 
 
 def parse_annotation(item: Any, position: int, where: str) -> tuple[str, float, float]:
     """Label, start and end of one annotation. Raises ``CaseError`` beginning with ``where``."""
-    return _labelled_segment(item, f"{where}: annotation {position}")
+    return labelled_segment(item, f"{where}: annotation {position}")
 
 
-def _parse_detection(item: Any, position: int, where: str) -> dict[str, Any]:
-    where = f"{where}: detection {position}"
-    label, start, end = _labelled_segment(item, where)
-    if "score" not in item:
-        raise CaseError(f"{where} has no score; give a number")
-    return {"label": label, "score": _number(item["score"], f"{where}: score"), "segment": [start, end]}
-
-
-def _labelled_segment(item: Any, where: str) -> tuple[str, float, float]:
+def labelled_segment(item: Any, where: str) -> tuple[str, float, float]:
+    """Label, start and end of what has these. Raises ``CaseError`` beginning with ``where``."""
     if not isinstance(item, dict):
-        raise CaseError(f"{where} must be an object with label and segment, got {_shown(item)}")
+        raise CaseError(f"{where} must be an object with label and segment, got {shown(item)}")
     for key in ("label", "segment"):
         if key not in item:
             raise CaseError(f"{where} has no {key}; give label and segment")
     label, segment = item["label"], item["segment"]
     if not isinstance(label, str):
-        raise CaseError(f"{where}: label must be a text, got {_shown(label)}")
+        raise CaseError(f"{where}: label must be a text, got {shown(label)}")
     if not isinstance(segment, list) or len(segment) != 2:
-        raise CaseError(f"{where}: segment must be [start, end] in seconds, got {_shown(segment)}")
-    start, end = (_number(value, f"{where}: segment") for value in segment)
+        raise CaseError(f"{where}: segment must be [start, end] in seconds, got {shown(segment)}")
+    start, end = (number(value, f"{where}: segment") for value in segment)
     if end < start:
         raise CaseError(f"{where}: segment ends before it starts, got [{start:g}, {end:g}]")
     return label, start, end
 
 
-def _number(value: Any, what: str) -> float:
-    number = math.nan
+def number(value: Any, what: str) -> float:
+    """A finite number, which may be a string. Raises ``CaseError`` beginning with ``what``."""
+    result = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            number = float(value)
+            result = float(value)
         except (ValueError, OverflowError):
-            number = math.nan
-    if not math.isfinite(number):
-        raise CaseError(f"{what} must be a finite number, got {_shown(value)}")
-    return number
+            result = math.nan
+    if not math.isfinite(result):
+        raise CaseError(f"{what} must be a finite number, got {shown(value)}")
+    return result
 
 
-def _member(obj: Any, key: str, path: PathLike) -> dict[str, Any]:
+def member(obj: Any, key: str, path: PathLike) -> dict[str, Any]:
+    """The table of videos under ``key`` of a file's content. Raises ``CaseError`` where there is none."""
     if not isinstance(obj, dict) or key not in obj:
-        found = "an object without it" if isinstance(obj, dict) else _shown(obj)
+        found = "an object without it" if isinstance(obj, dict) else shown(obj)
         raise CaseError(f'{path}: must be a JSON object with the key "{key}", got {found}')
     if not isinstance(obj[key], dict):
-        raise CaseError(f'{path}: "{key}" must map video names to entries, got {_shown(obj[key])}')
+        raise CaseError(f'{path}: "{key}" must map video names to entries, got {shown(obj[key])}')
     table: dict[str, Any] = obj[key]
     return table
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """The value as it goes into a one-line message: short, and without line breaks."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."

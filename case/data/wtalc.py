@@ -62,7 +62,8 @@ def load_wtalc(folder: PathLike, *, allow_pickle: bool = False) -> tuple[GroundT
         duration = float(np.ravel(columns["duration.npy"][row])[0]) if "duration.npy" in columns else None
         instances = [(index[label], s, e) for label, (s, e) in zip(labels, segments, strict=True)]
         videos[video] = video_truth(_text(columns["subset.npy"][row]), duration, instances)
-    return GroundTruth(classes, videos), _load_ambiguous(folder / "Ambiguous_test.txt")
+    ambiguous = folder / "Ambiguous_test.txt"
+    return GroundTruth(classes, videos), load_ambiguous(ambiguous) if ambiguous.exists() else {}
 
 
 def _column(folder: Path, name: str, allow_pickle: bool) -> Any:
@@ -98,16 +99,32 @@ def _segments(value: Any, where: str) -> list[tuple[float, float]]:
     return [(float(s), float(e)) for s, e in segments]
 
 
-def _load_ambiguous(path: Path) -> Ambiguous:
+def load_ambiguous(path: PathLike) -> Ambiguous:
+    """Ambiguous stretches by video, (start, end) in seconds, from lines of a video, a start and an end, as in
+    THUMOS14's ``Ambiguous_test.txt``.
+
+    Raises ``CaseError``, one line: a file that is missing or no text, a line of another form, a time that is not a
+    finite number.
+    """
     ambiguous: Ambiguous = {}
-    if not path.exists():
-        return ambiguous
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise CaseError(f"{path}: file not found; check the path") from error
+    except OSError as error:
+        raise CaseError(f"{path}: cannot read it: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise CaseError(
+            f"{path}: byte {error.start} is not UTF-8 text; give lines of a video, a start and an end"
+        ) from error
+    for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields:
             continue
         try:
             video, start, end = fields[0], float(fields[1]), float(fields[2])
+            if not (np.isfinite(start) and np.isfinite(end)):
+                raise ValueError
         except (IndexError, ValueError) as error:
             raise CaseError(f"{path}: line {number} must be a video, a start and an end, got '{line[:60]}'") from error
         ambiguous.setdefault(video, []).append((start, end))

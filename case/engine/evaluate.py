@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
@@ -13,8 +14,9 @@ from torch.profiler import record_function
 from case.config import Settings
 from case.data import GroundTruth
 from case.engine.store import ResidentSplit, uniform_positions
+from case.errors import CaseError
 from case.inference import Activations, Detections, activate, localize, to_results, video_accuracy
-from case.metrics import Instances, MeanAP, mean_ap, truth_instances
+from case.metrics import Instances, MeanAP, Problem, pose_arrays, score
 from case.model import CASE
 
 # Videos at a time: bounds memory (the upsampled activations of a video and class are 144 kB at T = 750).
@@ -23,9 +25,10 @@ CHUNK = 32
 
 @dataclass(frozen=True, eq=False)
 class Localized:
-    """What the network says of a split's videos; ``detections.video`` counts ``videos``."""
+    """What the network says of a split's videos, of ``lengths`` (V,) rows; ``detections.video`` counts ``videos``."""
 
     videos: tuple[str, ...]
+    lengths: Tensor
     activations: Activations
     detections: Detections
 
@@ -70,7 +73,19 @@ def localize_split(
             progress(int(videos[-1]) + 1)
     activations = Activations(*(torch.cat(part) for part in zip(*parts, strict=True)))
     detections = Detections(*(torch.cat(column) for column in zip(*found, strict=True)))
-    return Localized(split.videos, activations, detections)
+    return Localized(split.videos, split.lengths.cpu(), activations, detections)
+
+
+@torch.inference_mode()
+def relocalize(localized: Localized, settings: Settings) -> Localized:
+    """The same activations localized with other settings (METHOD.md, Inference, 3 and 4)."""
+    found: list[Detections] = []
+    for videos in torch.arange(len(localized.videos)).split(CHUNK):
+        chunk = Activations(*(part[videos] for part in localized.activations))
+        detections = localize(chunk, localized.lengths[videos], settings)
+        found.append(detections._replace(video=detections.video + int(videos[0])))
+    detections = Detections(*(torch.cat(column) for column in zip(*found, strict=True)))
+    return Localized(localized.videos, localized.lengths, localized.activations, detections)
 
 
 @dataclass(frozen=True)
@@ -81,11 +96,26 @@ class Score:
     video_accuracy: float
 
 
+def pose_split(
+    localized: Localized,
+    truth: GroundTruth,
+    subset: str,
+    ambiguous: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> Problem:
+    """The evaluation of a localized split against the annotations of ``subset``.
+
+    Raises ``CaseError`` for a subset without annotations, and where the network's scores are NaN.
+    """
+    ids = {video: i for i, video in enumerate(dict.fromkeys([*localized.videos, *truth.videos]))}
+    video, label, confidence, segment = (column.numpy() for column in localized.detections)
+    if np.isnan(confidence).any():
+        raise CaseError(f"{np.isnan(confidence).sum()} detections have the score NaN: training diverged; lower lr")
+    found = Instances(video, label, segment, confidence)
+    return pose_arrays(truth, ids, found, subset=subset, ambiguous=ambiguous)
+
+
 def score_split(localized: Localized, labels: Tensor, truth: GroundTruth, subset: str, settings: Settings) -> Score:
     """mAP against the annotations of ``subset``, and the share of videos whose classes are all right."""
     with record_function("case: mAP"):
-        ids = {video: i for i, video in enumerate(dict.fromkeys([*localized.videos, *truth.videos]))}
-        video, label, score, segment = (column.numpy() for column in localized.detections)
-        found = Instances(video, label, segment, score)
-        mean = mean_ap(truth_instances(truth, ids, subset), found, truth.classes, settings.tiou)
+        mean = score(pose_split(localized, truth, subset), settings.tiou)
     return Score(mean, video_accuracy(localized.activations.kept, labels.cpu()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,10 +13,11 @@ from case.data import FeatureFolder, LoadedSplit, load_split, open_folder
 from case.data.layout import Split
 from case.data.unlabelled import load_features
 from case.engine.checkpoint import Checkpoint, load_checkpoint
-from case.engine.evaluate import Localized, Score, localize_split, score_split
+from case.engine.evaluate import Localized, localize_split
 from case.engine.store import ResidentSplit
 from case.engine.train import BEST, LAST, pick_device
 from case.errors import CaseError
+from case.inference import video_accuracy
 from case.model import CASE
 
 
@@ -61,19 +62,9 @@ class Opened:
         loaded = load_split(folder, split)
         return self._localize(loaded, str(path)), folder, loaded
 
-    def score(
-        self,
-        localized: Localized,
-        folder: FeatureFolder,
-        split: LoadedSplit,
-        *,
-        tiou: tuple[float, ...],
-        subset: str | None = None,
-    ) -> Score:
-        """mAP of a localized split against its folder's annotations."""
-        settings = replace(self.settings, tiou=tiou)
-        labels = torch.from_numpy(split.labels)
-        return score_split(localized, labels, folder.ground_truth, subset or folder.test_subset, settings)
+    def accuracy(self, localized: Localized, split: LoadedSplit) -> float:
+        """Share of videos whose kept classes are those annotated."""
+        return video_accuracy(localized.activations.kept, torch.from_numpy(split.labels))
 
     def _localize(self, split: LoadedSplit, where: str) -> Localized:
         for note in split.notes:
