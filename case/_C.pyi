@@ -39,8 +39,8 @@ def nms_cpu(
     kept_scores: int,
     num_threads: int = 0,
 ) -> int:
-    """NMS within groups: segments (n, 2), scores (n,), groups (n,) int64 -> how many of the n places in keep (int64) and
-    kept_scores are filled; see csrc/nms.h."""
+    """NMS within groups: segments (n, 2), scores (n,), groups (n,) int64 -> how many of the n places in keep (int64)
+    and kept_scores are filled; see csrc/nms.h."""
 
 def score_vote_cpu(
     keep: int,
