@@ -47,7 +47,7 @@ def propose(
         cas: (V, T, C) or (T, C) fused class activations; float32, bfloat16, float16 or float64.
         thresholds: activations at which runs are cut; values <= 0 never hold by themselves, a run is above 0 too.
         upsample: samples per row of cas, by linear interpolation, extrapolated past the last row.
-        outer_ratio: lambda, >= 0.
+        outer_ratio: lambda, >= 0; whatever its size, margins end where the video does.
         score_weight: gamma.
         video_scores: (V, C), or (C,) for a single video.
         seconds_per_row: duration of one row of cas in seconds: a number, or (V,).
@@ -56,6 +56,10 @@ def propose(
 
     Returns:
         ``Proposals``. No gradient.
+
+    Raises:
+        TypeError, ValueError: one line. cas, thresholds, video_scores and seconds_per_row must be finite, which is not
+        checked under ``torch.compile``; rows * upsample must stay below 2**31.
     """
     op = "propose"
     check.floating(op, "cas", cas, at_least=2)
@@ -81,10 +85,16 @@ def propose(
     if rows == 0:
         raise ValueError(f"{op}: cas must have at least one row of time, got shape {check.show(cas.shape)}")
     check.whole(op, "upsample", upsample)
+    if rows * int(upsample) >= 2**31:
+        raise ValueError(
+            f"{op}: upsample must keep the number of samples, rows * upsample, below 2**31, got {upsample!r} for "
+            f"{rows} rows; cut the videos"
+        )
     check.at_least(op, "outer_ratio", outer_ratio, 0)
     check.finite(op, "score_weight", score_weight)
     seconds = torch.as_tensor(seconds_per_row, dtype=torch.float64, device=cas.device)
     seconds = check.broadcast(op, "seconds_per_row", seconds, (videos,), "to match cas")
+    check.each_finite(op, cas=cas, thresholds=thresholds, video_scores=video_scores, seconds_per_row=seconds)
     return Proposals(
         *call(
             op, cas.detach(), thresholds, int(upsample), float(outer_ratio), float(score_weight),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def by_loops(
                     above[0] = False
                 for first, last in runs(above):
                     margin = ratio * (last - first + 1)
-                    left, right = max(0, int(first - margin)), min(len(signal) - 1, int(last + margin))
+                    left, right = int(max(0.0, first - margin)), int(min(len(signal) - 1.0, last + margin))
                     outside = np.concatenate([signal[left:first], signal[last + 1 : right + 1]])
                     contrast = np.mean(signal[first : last + 1]) - (np.mean(outside) if len(outside) else 0.0)
                     step = seconds[video] / factor
@@ -114,7 +115,7 @@ def test_values(draw, close, device, sizes, upsample, keep_first):
 
 
 @pytest.mark.op("propose")
-@pytest.mark.parametrize("ratio", [0.0, 0.15, 1.0, 50.0])
+@pytest.mark.parametrize("ratio", [0.0, 0.15, 1.0, 50.0, 1e300])
 def test_margins(draw, close, device, ratio):
     cas, scores = signal(draw, 2, 20, 2), draw.uniform(2, 2)
     found = ops.propose(
@@ -191,7 +192,12 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"thresholds": torch.zeros(2, 2)}, ValueError, "thresholds", "(2, 2)"),
     ({"upsample": 0}, ValueError, "upsample", "0"),
     ({"outer_ratio": -0.1}, ValueError, "outer_ratio", "-0.1"),
+    ({"upsample": 2**30}, ValueError, "upsample", "1073741824"),
     ({"score_weight": float("nan")}, ValueError, "score_weight", "nan"),
+    ({"cas": torch.tensor([0.5, -math.inf])[:, None].expand(2, 2, 3)}, ValueError, "cas", "-inf"),
+    ({"thresholds": [0.5, float("nan")]}, ValueError, "thresholds", "nan"),
+    ({"video_scores": torch.tensor([[0.0, 0.0, 0.0], [0.0, math.inf, 0.0]])}, ValueError, "video_scores", "inf"),
+    ({"seconds_per_row": float("inf")}, ValueError, "seconds_per_row", "inf"),
     ({"video_scores": torch.zeros(3)}, ValueError, "video_scores", "(3,)"),
     ({"video_scores": SCORES.long()}, TypeError, "video_scores", "torch.int64"),
     ({"video_scores": SCORES.to("meta")}, ValueError, "video_scores", "meta"),

@@ -46,8 +46,8 @@ def propose(
         last = (edges & torch.nn.functional.pad(above, (1, 0))).nonzero(as_tuple=True)[1] - 1
         length = last - first + 1
         margin = outer_ratio * length.double()  # in float32, 17 - 0.3 * 50 is not 2
-        left = (first - margin).to(torch.long).clamp(min=0)
-        right = (last + margin).to(torch.long).clamp(max=samples - 1)
+        left = (first - margin).clamp(min=0).to(torch.long)
+        right = (last + margin).clamp(max=samples - 1).to(torch.long)
         inner = (before[row, last + 1] - before[row, first]) / length
         outer_count = (first - left) + (right - last)
         outer_sum = before[row, first] - before[row, left] + before[row, right + 1] - before[row, last + 1]
