@@ -102,6 +102,7 @@ PYBIND11_MODULE(_C, module) {
              "The same in memory of the current CUDA device, enqueued on stream (a cudaStream_t as an integer); "
              "does not wait.");
 #endif
+  case_wtal::bind_proposals(module);
   case_wtal::bind_sinkhorn(module);
   module.def("build_info", &build_info, "How this module was compiled.");
 }

@@ -28,6 +28,7 @@ auto dispatch(const std::string& dtype, Run run) {
   throw py::type_error("dtype must be 'float32' or 'float64', got '" + dtype + "'");
 }
 
+void bind_proposals(py::module_& module);
 void bind_sinkhorn(py::module_& module);
 
 }  // namespace case_wtal

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from case import _native
 from case.ops import _backend
-from case.ops._native_ops import iou, ranks, sinkhorn
+from case.ops._native_ops import iou, proposals, ranks, sinkhorn
 
 if _native.load() is not None:
+    _backend.add("propose", "native", "cpu", proposals.propose)
     _backend.add("rank_prior", "native", "cpu", ranks.rank_prior)
     _backend.add("sinkhorn", "native", "cpu", sinkhorn.sinkhorn)
     _backend.add("sinkhorn_potentials", "native", "cpu", sinkhorn.sinkhorn_potentials)
