@@ -72,6 +72,58 @@ void copy(const ProposalList& list, const Arrays& to, int64_t capacity, int num_
   list.copy(arrays, capacity, num_threads);
 }
 
+// counts, ends, capacity, arrays, x, before (csrc/proposals.h).
+using Output = std::tuple<Address, Address, int64_t, Arrays, Address, Address>;
+
+ProposalOutput output_of(const Output& given, int64_t rows, int64_t blocks) {
+  const auto [counts, ends, capacity, arrays, x, before] = given;
+  return {pointer<const int32_t>("counts", counts, blocks), pointer<const int64_t>("ends", ends, blocks), capacity,
+          arrays_of(arrays, capacity), pointer<double>("x", x, rows * blocks),
+          pointer<uint64_t>("before", before, rows * blocks)};
+}
+
+Emulation emulation_of(const std::tuple<int64_t, int, int, uint64_t>& given) {
+  const auto [blocks, threads, order, seed] = given;
+  check_size("blocks", blocks);
+  if (threads < 1 || threads > 256) throw py::value_error("threads must be 1 to 256, got " + std::to_string(threads));
+  if (order < 0 || order > 2) throw py::value_error("order must be 0, 1 or 2, got " + std::to_string(order));
+  return {blocks, threads, order, seed};
+}
+
+void count_emulated(const Problem& given, Address counts, const std::tuple<int64_t, int, int, uint64_t>& emulation) {
+  const Emulation with = emulation_of(emulation);
+  int32_t* to = pointer<int32_t>("counts", counts, with.blocks);
+  with_problem(given, [&](auto* cas, const ProposalProblem& problem) {
+    proposals_count_emulated(cas, problem, to, with);
+  });
+}
+
+void write_emulated(const Problem& given, const Output& output, const std::tuple<int64_t, int, int, uint64_t>& emulation) {
+  const Emulation with = emulation_of(emulation);
+  const ProposalOutput to = output_of(output, problem_of(given).rows, with.blocks);
+  with_problem(given, [&](auto* cas, const ProposalProblem& problem) {
+    proposals_write_emulated(cas, problem, to, with);
+  });
+}
+
+#ifdef CASE_WITH_CUDA
+void count_cuda(const Problem& given, Address counts, int64_t blocks, Address stream) {
+  check_size("blocks", blocks);
+  int32_t* to = pointer<int32_t>("counts", counts, blocks);
+  with_problem(given, [&](auto* cas, const ProposalProblem& problem) {
+    proposals_count_cuda(cas, problem, to, blocks, stream);
+  });
+}
+
+void write_cuda(const Problem& given, const Output& output, int64_t blocks, Address stream) {
+  check_size("blocks", blocks);
+  const ProposalOutput to = output_of(output, problem_of(given).rows, blocks);
+  with_problem(given, [&](auto* cas, const ProposalProblem& problem) {
+    proposals_write_cuda(cas, problem, to, blocks, stream);
+  });
+}
+#endif
+
 }  // namespace
 
 void bind_proposals(py::module_& module) {
@@ -81,6 +133,16 @@ void bind_proposals(py::module_& module) {
            "Writes the first `capacity` to (segments, scores, classes, video, threshold).");
   module.def("proposals_cpu", &find, py::arg("problem"), py::arg("num_threads") = 0,
              "Proposals (csrc/proposals.h) of activations in host memory.");
+  module.def("proposals_count_emulated", &count_emulated, py::arg("problem"), py::arg("counts"), py::arg("emulation"),
+             "The first kernel of csrc/proposal_blocks.h by one CPU thread: blocks, threads, order, seed.");
+  module.def("proposals_write_emulated", &write_emulated, py::arg("problem"), py::arg("output"), py::arg("emulation"),
+             "The second one, likewise.");
+#ifdef CASE_WITH_CUDA
+  module.def("proposals_count_cuda", &count_cuda, py::arg("problem"), py::arg("counts"), py::arg("blocks"),
+             py::arg("stream") = 0, "The first kernel, enqueued on stream of the current CUDA device; does not wait.");
+  module.def("proposals_write_cuda", &write_cuda, py::arg("problem"), py::arg("output"), py::arg("blocks"),
+             py::arg("stream") = 0, "The second one, likewise.");
+#endif
 }
 
 }  // namespace case_wtal

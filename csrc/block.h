@@ -22,6 +22,7 @@
 
 #ifndef __CUDACC__
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 #endif
@@ -105,6 +106,14 @@ class DeviceBlock {
   }
 };
 
+// One block of a launch; Body brings `struct Shared`, plain data, and operator()(block, shared).
+template <typename Body, int kThreads>
+__global__ void __launch_bounds__(kThreads) block_kernel(Body body) {
+  __shared__ typename Body::Shared shared;
+  DeviceBlock block;
+  body(block, shared);
+}
+
 #else
 
 // The order in which the threads of a phase run on the host. Shuffled: another permutation in each phase.
@@ -164,6 +173,17 @@ class HostBlock {
   uint64_t state_;
   std::vector<int> permutation_;
 };
+
+// What block_kernel does, on the host, block after block. Shared memory is full of what nobody wrote, as on the device.
+template <typename Body>
+void emulate(const Body& body, int64_t blocks, int threads, ThreadOrder order, uint64_t seed) {
+  typename Body::Shared shared;
+  for (int64_t index = 0; index < blocks; ++index) {
+    std::memset(static_cast<void*>(&shared), 0xa5, sizeof(shared));
+    HostBlock block(index, blocks, threads, order, seed);
+    body(block, shared);
+  }
+}
 
 #endif
 

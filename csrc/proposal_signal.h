@@ -71,13 +71,20 @@ struct Quantizer {
   }
 };
 
-struct Signal {
-  const double* x;  // (rows)
-  int64_t rows, factor;
-  double per_factor;  // 1 / factor
+// Rows where the caller has them; `Signal` takes these as it takes a pointer.
+template <typename T>
+struct StridedRows {
+  const T* first;
+  int64_t stride;
+  CASE_HD double operator[](int64_t n) const { return double(first[n * stride]); }
+};
 
-  CASE_HD Signal(const double* x, int64_t rows, int64_t factor)
-      : x(x), rows(rows), factor(factor), per_factor(1.0 / double(factor)) {}
+template <typename Rows>
+struct Signal {
+  Rows x;
+  int64_t rows, factor;
+
+  CASE_HD Signal(Rows x, int64_t rows, int64_t factor) : x(x), rows(rows), factor(factor) {}
 
   CASE_HD int64_t samples() const { return rows * factor; }
 
@@ -94,7 +101,7 @@ struct Signal {
     return rows > 1 ? sum(x[n], product(x[n + 1] - x[n], at - double(n))) : x[0];
   }
 
-  // The sample `steps(n)` steps on.
+  // The sample `steps(n)` steps on from the first one of interval n.
   CASE_HD double end(int64_t n) const { return n + 1 < intervals() ? x[n + 1] : sample(n, steps(n)); }
 
   // The first sample of interval n past its first that is above the threshold (rising), or is not; there is one.
@@ -106,9 +113,10 @@ struct Signal {
     const int64_t guess = at >= 1 ? (at < double(last) ? int64_t(at) + 1 : last) : 1;
     // With u = 2^-53: a sample's position i / f is off by u i / f rows, its product and sum by u (4 |rise| + |left|),
     // `at` by 8 u f; in steps all that is u (i + 12 f + f |left| / |rise|), under 2^-20 for i < 2^31, f <= 2^10 and
-    // |left| <= 2^20 |rise|. Further than that from a whole number, the guess is the answer.
+    // |left| <= 2^20 |rise|. Further than that from a whole number, the guess is the answer. (2^-1000: where numbers get
+    // so small that they lose digits, errors are no longer relative.)
     const double into = at - double(int64_t(at >= 1 && at < double(last) ? at : 0));
-    const bool steep = (rise < 0 ? -rise : rise) > (left < 0 ? -left : left) * 0x1p-20;
+    const bool steep = (rise < 0 ? -rise : rise) > (left < 0 ? -left : left) * 0x1p-20 + 0x1p-1000;
     if (steep && factor <= 1024 && into > 0x1p-20 && into < 1 - 0x1p-20) return n * factor + guess;
     return n * factor + search(n, threshold, rising, guess, last);
   }
@@ -130,15 +138,15 @@ struct Signal {
 
 // Sums of a signal's samples and the scores of its runs.
 struct Contrast {
-  Signal signal;
-  const uint64_t* before;  // (intervals): before[n] is the sum of rows [0, n), in units
-  double unit;
+  Signal<const double*> signal;
+  const uint64_t* before;  // (rows): before[n] is the sum of rows [0, n), in units
+  double unit, per_factor;
 
-  CASE_HD Contrast(Signal signal, const uint64_t* before, double unit)
-      : signal(signal), before(before), unit(unit) {}
+  CASE_HD Contrast(const Signal<const double*>& signal, const uint64_t* before, double unit)
+      : signal(signal), before(before), unit(unit), per_factor(1.0 / double(signal.factor)) {}
 
   CASE_HD int64_t interval_of(int64_t i) const {
-    int64_t n = int64_t(double(i) * signal.per_factor);  // off by one at most
+    int64_t n = int64_t(double(i) * per_factor);  // off by one at most
     if (n * signal.factor > i) --n;
     if ((n + 1) * signal.factor <= i) ++n;
     const int64_t last = signal.intervals() - 1;
@@ -147,7 +155,7 @@ struct Contrast {
 
   // Of steps [from, to) of interval n: their number times their mean.
   CASE_HD double part(int64_t n, int64_t from, int64_t to) const {
-    const double middle = 0.5 * double(from + to - 1) * signal.per_factor;
+    const double middle = 0.5 * double(from + to - 1) * per_factor;
     return double(to - from) * (signal.x[n] + (signal.right(n) - signal.x[n]) * middle);
   }
 

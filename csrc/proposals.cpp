@@ -73,7 +73,7 @@ class Localizer {
  private:
   void localize(int64_t index, int64_t label, Video& video) {
     const uint64_t largest = load(cas_ + index * problem_.stride_video + label * problem_.stride_class);
-    const Signal signal(x_.data(), problem_.rows, problem_.factor);
+    const Signal<const double*> signal(x_.data(), problem_.rows, problem_.factor);
     const size_t begin = found_.size();
     walk(signal);
     if (!problem_.keep_first_sample) drop_first_samples_alone(begin);
@@ -107,7 +107,7 @@ class Localizer {
   }
 
   // Appends the runs as they end, `group` still the level.
-  void walk(const Signal& signal) {
+  void walk(const Signal<const double*>& signal) {
     std::fill(closed_.begin(), closed_.end(), 0);
     int level = levels_.of(signal.x[0], 0);
     std::fill(open_.begin(), open_.begin() + level, 0);
@@ -124,7 +124,7 @@ class Localizer {
   }
 
   // From the level at the first sample of interval n to that of the value at its end.
-  int cross(const Signal& signal, int64_t n, int level, double end) {
+  int cross(const Signal<const double*>& signal, int64_t n, int level, double end) {
     const int next = levels_.of(end, level);
     for (; level < next; ++level) open_[size_t(level)] = int32_t(signal.crossing(n, levels_[level], true));
     while (level > next) {

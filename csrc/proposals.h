@@ -62,4 +62,39 @@ class ProposalList {
 template <typename T>
 ProposalList proposals_cpu(const T* cas, const ProposalProblem& problem, int num_threads);
 
+// What the second launch of proposal_blocks.h takes, in memory of the device (of the host when emulated).
+struct ProposalOutput {
+  const int32_t* counts;  // (videos, thresholds, classes), of the first launch
+  const int64_t* ends;    // their running sum
+  int64_t capacity;       // of the arrays
+  ProposalArrays to;
+  double* x;         // (blocks, rows) to work in
+  uint64_t* before;  // (blocks, rows) to work in
+};
+
+#ifdef CASE_WITH_CUDA
+// Enqueue on `stream` (a cudaStream_t) of the current device and return without waiting; throw std::runtime_error if the
+// launch is refused. cas and what problem points to are in memory of the device.
+template <typename T>
+void proposals_count_cuda(const T* cas, const ProposalProblem& problem, int32_t* counts, int64_t blocks,
+                          uintptr_t stream);
+template <typename T>
+void proposals_write_cuda(const T* cas, const ProposalProblem& problem, const ProposalOutput& output, int64_t blocks,
+                          uintptr_t stream);
+#endif
+
+// The same kernels by one thread of the host, in host memory. order: of the threads within a phase, 0 rising, 1 falling,
+// 2 shuffled by `seed`.
+struct Emulation {
+  int64_t blocks;
+  int threads, order;
+  uint64_t seed;
+};
+
+template <typename T>
+void proposals_count_emulated(const T* cas, const ProposalProblem& problem, int32_t* counts, Emulation with);
+template <typename T>
+void proposals_write_emulated(const T* cas, const ProposalProblem& problem, const ProposalOutput& output,
+                              Emulation with);
+
 }  // namespace case_wtal

@@ -1,5 +1,7 @@
 """Proposals: runs of the upsampled CAS above each threshold, scored by outer-inner contrast (METHOD.md, Inference)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,3 +61,21 @@ def propose(
     segments, scores, classes, videos, numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = videos.argsort(stable=True)
     return segments[order], scores[order], classes[order], videos[order], numbers[order]
+
+
+def propose_padded(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The arguments of ``propose`` and a capacity: its first ``capacity`` proposals, then padding; and their number."""
+    *given, capacity = args
+    found = propose(*given)
+    padded = padding(given[0], capacity)
+    for to, column in zip(padded, found, strict=True):
+        to[: len(column)] = column[:capacity]
+    return *padded, torch.tensor(len(found[1]), device=given[0].device)
+
+
+def padding(like: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What stands where no proposal does: segments 0, scores -inf, classes, video and threshold -1."""
+    segments = torch.zeros(capacity, 2, dtype=torch.float64, device=like.device)
+    scores = torch.full_like(segments[:, 0], -torch.inf)
+    classes, video, threshold = (torch.full_like(scores, -1, dtype=torch.int64) for _ in range(3))
+    return segments, scores, classes, video, threshold
