@@ -132,6 +132,43 @@ def read_detections(text: bytes) -> tuple[list[str], list[str], bytes, bytes, by
     """Names of videos and labels, then video, label (int64), segment and score (float64) of a detections file in UTF-8;
     None where its form is not the usual one."""
 
+_Proposals = tuple[
+    Literal["float32", "float64"],
+    tuple[int, int, int, int],  # videos, rows, classes, thresholds
+    int,  # activations
+    tuple[int, int, int],  # their strides
+    int,  # thresholds
+    int,  # video scores
+    int,  # mask
+    int,  # seconds per row
+    tuple[int, float, float, bool],  # upsample, outer_ratio, score_weight, keep_first_sample
+]
+_ProposalArrays = tuple[int, int, int, int, int]  # segments, scores, classes, video, threshold
+_ProposalOutput = tuple[int, int, int, _ProposalArrays, int, int]  # see ProposalOutput in csrc/proposals.h
+_Emulation = tuple[int, int, int, int]  # blocks, threads, order of the threads, seed
+
+class ProposalList:
+    """Proposals found, before there are arrays to hold them."""
+
+    def __len__(self) -> int: ...
+    def copy(self, to: _ProposalArrays, capacity: int, num_threads: int = 0) -> None:
+        """Writes the first ``capacity`` of them."""
+
+def proposals_cpu(problem: _Proposals, num_threads: int = 0) -> ProposalList:
+    """Proposals of activations in host memory."""
+
+def proposals_count_emulated(problem: _Proposals, counts: int, emulation: _Emulation) -> None:
+    """int32 counts (videos, thresholds, classes) by the first kernel, run by one CPU thread."""
+
+def proposals_write_emulated(problem: _Proposals, output: _ProposalOutput, emulation: _Emulation) -> None:
+    """The proposals by the second kernel, run by one CPU thread."""
+
+def proposals_count_cuda(problem: _Proposals, counts: int, blocks: int, stream: int = 0) -> None:
+    """The first kernel on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
+
+def proposals_write_cuda(problem: _Proposals, output: _ProposalOutput, blocks: int, stream: int = 0) -> None:
+    """The second kernel, likewise."""
+
 def exp_cpu(x: int, out: int, count: int, dtype: Literal["float32", "float64"]) -> None:
     """The vectorised exp of the kernels, for its tests."""
 

@@ -105,6 +105,7 @@ PYBIND11_MODULE(_C, module) {
   case_wtal::bind_detections(module);
   case_wtal::bind_map(module);
   case_wtal::bind_nms(module);
+  case_wtal::bind_proposals(module);
   case_wtal::bind_sinkhorn(module);
   module.def("build_info", &build_info, "How this module was compiled.");
 }

@@ -31,6 +31,7 @@ auto dispatch(const std::string& dtype, Run run) {
 void bind_detections(py::module_& module);
 void bind_map(py::module_& module);
 void bind_nms(py::module_& module);
+void bind_proposals(py::module_& module);
 void bind_sinkhorn(py::module_& module);
 
 }  // namespace case_wtal

@@ -14,7 +14,7 @@ from case.ops.cosine import cosine_logits, cosine_softmax
 from case.ops.losses import ClusteringLosses, clustering_losses, generalized_cross_entropy, soft_cross_entropy
 from case.ops.nms import NMSResult, VotedNMSResult, batched_nms, nms, temporal_iou
 from case.ops.pooling import topk_pool
-from case.ops.proposals import Proposals, propose
+from case.ops.proposals import PaddedProposals, Proposals, propose, propose_padded
 from case.ops.prototypes import prototypes
 from case.ops.sinkhorn import Plan, RankPrior, rank_prior, sinkhorn, sinkhorn_potentials
 
@@ -23,6 +23,7 @@ _triton_ops.put_in_place()
 __all__ = [
     "ClusteringLosses",
     "NMSResult",
+    "PaddedProposals",
     "Plan",
     "Proposals",
     "RankPrior",
@@ -35,6 +36,7 @@ __all__ = [
     "generalized_cross_entropy",
     "nms",
     "propose",
+    "propose_padded",
     "prototypes",
     "rank_prior",
     "sinkhorn",

@@ -92,3 +92,13 @@ def all_finite(op: str, name: str, value: Tensor) -> None:
         raise ValueError(
             f"{op}: {name} must be finite, got {value[where].item()} at index {where}; drop such rows before the call"
         )
+
+
+def each_finite(op: str, **values: Tensor) -> None:
+    """``all_finite`` for several tensors on one device, which it reads once: a sum is finite only if every term is."""
+    if torch.compiler.is_compiling():
+        return
+    sums = torch.stack([value.sum().double() for value in values.values()])
+    if not bool(sums.isfinite().all()):
+        for name, value in values.items():
+            all_finite(op, name, value)

@@ -1,4 +1,4 @@
-"""From class activations to scored temporal proposals: public op ``propose``."""
+"""From class activations to scored temporal proposals: public ops ``propose`` and ``propose_padded``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ class Proposals(NamedTuple):
     threshold: Tensor
 
 
+class PaddedProposals(NamedTuple):
+    """``Proposals`` of a fixed number, the capacity; ``total`` (no dimensions, int64) is how many there are.
+
+    Entries from ``total`` on hold no proposal: segments 0, scores -inf, classes, video and threshold -1. A total above
+    the capacity says that those past it were left out.
+    """
+
+    segments: Tensor
+    scores: Tensor
+    classes: Tensor
+    video: Tensor
+    threshold: Tensor
+    total: Tensor
+
+
 def propose(
     cas: Tensor,
     thresholds: Tensor | Sequence[float],
@@ -47,7 +62,7 @@ def propose(
         cas: (V, T, C) or (T, C) fused class activations; float32, bfloat16, float16 or float64.
         thresholds: activations at which runs are cut; values <= 0 never hold by themselves, a run is above 0 too.
         upsample: samples per row of cas, by linear interpolation, extrapolated past the last row.
-        outer_ratio: lambda, >= 0.
+        outer_ratio: lambda, >= 0; whatever its size, margins end where the video does.
         score_weight: gamma.
         video_scores: (V, C), or (C,) for a single video.
         seconds_per_row: duration of one row of cas in seconds: a number, or (V,).
@@ -56,8 +71,71 @@ def propose(
 
     Returns:
         ``Proposals``. No gradient.
+
+    Raises:
+        TypeError, ValueError: one line. cas, thresholds, video_scores and seconds_per_row must be finite, which is not
+        checked under ``torch.compile``; rows * upsample must stay below 2**31.
     """
-    op = "propose"
+    args = _arguments(
+        "propose", cas, thresholds, upsample, outer_ratio, score_weight, video_scores, seconds_per_row, class_mask,
+        keep_first_sample, finite=True,
+    )  # fmt: skip
+    return Proposals(*call("propose", *args))
+
+
+def propose_padded(
+    cas: Tensor,
+    thresholds: Tensor | Sequence[float],
+    *,
+    capacity: int,
+    upsample: int = 24,
+    outer_ratio: float = 0.25,
+    score_weight: float = 0.2,
+    video_scores: Tensor,
+    seconds_per_row: float | Tensor,
+    class_mask: Tensor | None = None,
+    keep_first_sample: bool = True,
+) -> PaddedProposals:
+    """``propose`` with a result of fixed size, which on a GPU does not make the host wait.
+
+    In a captured CUDA graph give thresholds and seconds_per_row as float64 tensors on the device: numbers are copied
+    there, which a capture refuses.
+
+    Args:
+        capacity: how many proposals there is room for, >= 1.
+        others: as for ``propose``.
+
+    Returns:
+        ``PaddedProposals``. No gradient.
+
+    Raises:
+        TypeError, ValueError: as ``propose``, but on a GPU nobody looks for NaN and infinity; what comes of them is
+        not defined.
+    """
+    op = "propose_padded"
+    check.whole(op, "capacity", capacity)
+    args = _arguments(
+        op, cas, thresholds, upsample, outer_ratio, score_weight, video_scores, seconds_per_row, class_mask,
+        keep_first_sample, finite=not getattr(cas, "is_cuda", False),
+    )  # fmt: skip
+    return PaddedProposals(*call(op, *args, int(capacity)))
+
+
+def _arguments(
+    op: str,
+    cas: Tensor,
+    thresholds: Tensor | Sequence[float],
+    upsample: int,
+    outer_ratio: float,
+    score_weight: float,
+    video_scores: Tensor,
+    seconds_per_row: float | Tensor,
+    class_mask: Tensor | None,
+    keep_first_sample: bool,
+    *,
+    finite: bool,
+) -> tuple[Any, ...]:
+    """Checked and as the registered ops take them; ``finite``: look for NaN and infinity too, which waits."""
     check.floating(op, "cas", cas, at_least=2)
     check.floating(op, "video_scores", video_scores)
     if class_mask is not None:
@@ -81,15 +159,20 @@ def propose(
     if rows == 0:
         raise ValueError(f"{op}: cas must have at least one row of time, got shape {check.show(cas.shape)}")
     check.whole(op, "upsample", upsample)
+    if rows * int(upsample) >= 2**31:
+        raise ValueError(
+            f"{op}: upsample must keep the number of samples, rows * upsample, below 2**31, got {upsample!r} for "
+            f"{rows} rows; cut the videos"
+        )
     check.at_least(op, "outer_ratio", outer_ratio, 0)
     check.finite(op, "score_weight", score_weight)
     seconds = torch.as_tensor(seconds_per_row, dtype=torch.float64, device=cas.device)
     seconds = check.broadcast(op, "seconds_per_row", seconds, (videos,), "to match cas")
-    return Proposals(
-        *call(
-            op, cas.detach(), thresholds, int(upsample), float(outer_ratio), float(score_weight),
-            video_scores.detach(), class_mask, seconds, bool(keep_first_sample),
-        )
+    if finite:
+        check.each_finite(op, cas=cas, thresholds=thresholds, video_scores=video_scores, seconds_per_row=seconds)
+    return (
+        cas.detach(), thresholds, int(upsample), float(outer_ratio), float(score_weight),
+        video_scores.detach(), class_mask, seconds, bool(keep_first_sample),
     )  # fmt: skip
 
 
@@ -105,11 +188,22 @@ def _fake(cas: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     )
 
 
-register(
-    "propose",
-    "Tensor cas, Tensor thresholds, int upsample, float outer_ratio, float score_weight, Tensor video_scores, "
-    "Tensor class_mask, Tensor seconds_per_row, bool keep_first_sample",
-    "(Tensor segments, Tensor scores, Tensor classes, Tensor video, Tensor threshold)", reference.propose, _fake,
-)  # fmt: skip
+def _padded_fake(cas: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return *reference.padding(cas, args[-1]), cas.new_empty((), dtype=torch.int64)
 
-__all__ = ["Proposals", "propose"]
+
+_ARGUMENTS = (
+    "Tensor cas, Tensor thresholds, int upsample, float outer_ratio, float score_weight, Tensor video_scores, "
+    "Tensor class_mask, Tensor seconds_per_row, bool keep_first_sample"
+)
+_RETURNS = "Tensor segments, Tensor scores, Tensor classes, Tensor video, Tensor threshold"
+register("propose", _ARGUMENTS, f"({_RETURNS})", reference.propose, _fake)
+register(
+    "propose_padded",
+    f"{_ARGUMENTS}, int capacity",
+    f"({_RETURNS}, Tensor total)",
+    reference.propose_padded,
+    _padded_fake,
+)
+
+__all__ = ["PaddedProposals", "Proposals", "propose", "propose_padded"]

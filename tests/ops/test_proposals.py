@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def by_loops(
                     above[0] = False
                 for first, last in runs(above):
                     margin = ratio * (last - first + 1)
-                    left, right = max(0, int(first - margin)), min(len(signal) - 1, int(last + margin))
+                    left, right = int(max(0.0, first - margin)), int(min(len(signal) - 1.0, last + margin))
                     outside = np.concatenate([signal[left:first], signal[last + 1 : right + 1]])
                     contrast = np.mean(signal[first : last + 1]) - (np.mean(outside) if len(outside) else 0.0)
                     step = seconds[video] / factor
@@ -114,7 +115,7 @@ def test_values(draw, close, device, sizes, upsample, keep_first):
 
 
 @pytest.mark.op("propose")
-@pytest.mark.parametrize("ratio", [0.0, 0.15, 1.0, 50.0])
+@pytest.mark.parametrize("ratio", [0.0, 0.15, 1.0, 50.0, 1e300])
 def test_margins(draw, close, device, ratio):
     cas, scores = signal(draw, 2, 20, 2), draw.uniform(2, 2)
     found = ops.propose(
@@ -191,7 +192,12 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"thresholds": torch.zeros(2, 2)}, ValueError, "thresholds", "(2, 2)"),
     ({"upsample": 0}, ValueError, "upsample", "0"),
     ({"outer_ratio": -0.1}, ValueError, "outer_ratio", "-0.1"),
+    ({"upsample": 2**30}, ValueError, "upsample", "1073741824"),
     ({"score_weight": float("nan")}, ValueError, "score_weight", "nan"),
+    ({"cas": torch.tensor([0.5, -math.inf])[:, None].expand(2, 2, 3)}, ValueError, "cas", "-inf"),
+    ({"thresholds": [0.5, float("nan")]}, ValueError, "thresholds", "nan"),
+    ({"video_scores": torch.tensor([[0.0, 0.0, 0.0], [0.0, math.inf, 0.0]])}, ValueError, "video_scores", "inf"),
+    ({"seconds_per_row": float("inf")}, ValueError, "seconds_per_row", "inf"),
     ({"video_scores": torch.zeros(3)}, ValueError, "video_scores", "(3,)"),
     ({"video_scores": SCORES.long()}, TypeError, "video_scores", "torch.int64"),
     ({"video_scores": SCORES.to("meta")}, ValueError, "video_scores", "meta"),
@@ -209,3 +215,45 @@ def test_refuses(fails, given, kind, argument, got):
     good = {"cas": CAS, "thresholds": [0.5], "video_scores": SCORES, "seconds_per_row": 0.5}
     with fails(kind, "propose", argument, got):
         ops.propose(**{**good, **given})
+
+
+@pytest.mark.op("propose_padded")
+@pytest.mark.parametrize("capacity", [1, 10, 1000])
+def test_padded(draw, device, capacity):
+    cas, scores = signal(draw, 2, 30, 3).to(device), draw.uniform(2, 3).to(device)
+    options = {"thresholds": [0.5, 0.1], "video_scores": scores, "seconds_per_row": 0.5, "outer_ratio": 0.3}
+    with ops.backend("reference"):
+        plain = ops.propose(cas, class_mask=scores > 0.2, **options)
+    found = ops.propose_padded(cas, class_mask=scores > 0.2, capacity=capacity, **options)
+    total = len(plain.scores)
+    assert found.total.shape == ()
+    assert int(found.total) == total
+    for column, (one, other) in enumerate(zip(found[:5], plain, strict=True)):
+        held = min(total, capacity)
+        assert one.shape == (capacity, *other.shape[1:])
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one[:held], other[:held], rtol=1e-11, atol=1e-11)
+        assert (one[held:] == (0.0, -math.inf, -1, -1, -1)[column]).all()
+
+
+@pytest.mark.op("propose_padded")
+def test_padded_compiles(draw, device):
+    cas, scores = signal(draw, 2, 9, 3).to(device), draw.uniform(2, 3).to(device)
+
+    def run(cas: Tensor, scores: Tensor) -> ops.PaddedProposals:
+        return ops.propose_padded(cas, [0.2, 0.4], capacity=50, video_scores=scores, seconds_per_row=0.5)
+
+    for one, other in zip(torch.compile(run, fullgraph=True, backend="aot_eager")(cas, scores), run(cas, scores)):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("given, kind, argument, got", WRONG, ids=[f"{a}-{g}" for _, _, a, g in WRONG])
+def test_padded_refuses(fails, given, kind, argument, got):
+    good = {"cas": CAS, "thresholds": [0.5], "video_scores": SCORES, "seconds_per_row": 0.5, "capacity": 5}
+    with fails(kind, "propose_padded", argument, got):
+        ops.propose_padded(**{**good, **given})
+
+
+def test_padded_refuses_no_capacity(fails):
+    with fails(ValueError, "propose_padded", "capacity", "0"):
+        ops.propose_padded(CAS, [0.5], capacity=0, video_scores=SCORES, seconds_per_row=0.5)

@@ -72,6 +72,10 @@ def _propose(draw: Any) -> list[tuple[Any, ...]]:
     return found
 
 
+def _propose_padded(draw: Any) -> list[tuple[Any, ...]]:
+    return [(*arguments, capacity) for arguments, capacity in zip(_propose(draw), (5, 200, 3))]
+
+
 def _clustering(draw: Any) -> list[tuple[Any, ...]]:
     x, e, labels = draw.normal(2, 6, 3), draw.uniform(2, 6, 4), draw.uniform(3, 2)
     tail = (0.3, "true", 2.0, 10.0, 3)
@@ -152,6 +156,7 @@ ARGUMENTS = {
     "batched_nms": _nms,
     "score_vote": _vote,
     "propose": _propose,
+    "propose_padded": _propose_padded,
 }
 DIFFERENTIABLE = {
     "sinkhorn": (0, 1, 3, 6, 7),

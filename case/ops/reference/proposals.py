@@ -1,5 +1,7 @@
 """Proposals: runs of the upsampled CAS above each threshold, scored by outer-inner contrast (METHOD.md, Inference)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,8 +48,8 @@ def propose(
         last = (edges & torch.nn.functional.pad(above, (1, 0))).nonzero(as_tuple=True)[1] - 1
         length = last - first + 1
         margin = outer_ratio * length.double()  # in float32, 17 - 0.3 * 50 is not 2
-        left = (first - margin).to(torch.long).clamp(min=0)
-        right = (last + margin).to(torch.long).clamp(max=samples - 1)
+        left = (first - margin).clamp(min=0).to(torch.long)
+        right = (last + margin).clamp(max=samples - 1).to(torch.long)
         inner = (before[row, last + 1] - before[row, first]) / length
         outer_count = (first - left) + (right - last)
         outer_sum = before[row, first] - before[row, left] + before[row, right + 1] - before[row, last + 1]
@@ -59,3 +61,21 @@ def propose(
     segments, scores, classes, videos, numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = videos.argsort(stable=True)
     return segments[order], scores[order], classes[order], videos[order], numbers[order]
+
+
+def propose_padded(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The arguments of ``propose`` and a capacity: its first ``capacity`` proposals, then padding; and their number."""
+    *given, capacity = args
+    found = propose(*given)
+    padded = padding(given[0], capacity)
+    for to, column in zip(padded, found, strict=True):
+        to[: len(column)] = column[:capacity]
+    return *padded, torch.tensor(len(found[1]), device=given[0].device)
+
+
+def padding(like: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What stands where no proposal does: segments 0, scores -inf, classes, video and threshold -1."""
+    segments = torch.zeros(capacity, 2, dtype=torch.float64, device=like.device)
+    scores = torch.full_like(segments[:, 0], -torch.inf)
+    classes, video, threshold = (torch.full_like(scores, -1, dtype=torch.int64) for _ in range(3))
+    return segments, scores, classes, video, threshold
