@@ -1,7 +1,6 @@
 #include "map.h"
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -182,14 +181,9 @@ void map_cpu(const MapProblem& problem, double* ap, int64_t* claim, int num_thre
   }
   const ByClass truth(problem.truth, problem.classes), found(problem.found, problem.classes);
   if (claim != nullptr) std::fill(claim, claim + problem.found.count * problem.thresholds, int64_t{-1});
-  int64_t workers = problem.found.count < kParallelPredictions ? 1 : thread_count(num_threads);
-  workers = std::min(workers, problem.classes);
-  // Classes differ in size by orders of magnitude: whoever is free takes the next.
-  std::atomic<int64_t> next{0};
-  parallel_for(workers, static_cast<int>(workers), [&](int64_t) {
-    Matcher matcher(problem, truth, found, ap, claim);
-    for (int64_t label = next++; label < problem.classes; label = next++) matcher.settle(label);
-  });
+  const int threads = problem.found.count < kParallelPredictions ? 1 : thread_count(num_threads);
+  const auto make = [&] { return Matcher(problem, truth, found, ap, claim); };
+  parallel_with(problem.classes, threads, make, [](Matcher& matcher, int64_t label) { matcher.settle(label); });
 }
 
 }  // namespace case_wtal

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "interval_index.h"
 #include "nms_groups.h"
@@ -39,8 +40,23 @@ CASE_SIMD_CLONES void mark(const double* segments, int64_t* marks, int64_t count
 // The segments of one group by falling score, and what a method makes of them.
 template <typename T>
 struct Group {
+  std::vector<Entry<typename Format<T>::Bits>> order, spare;
   std::vector<T> segments, scores;  // (n, 2), (n,)
   std::vector<Pick<T>> picks;       // slots and final scores, in the order of the method
+
+  void gather(const T* all_segments, const T* all_scores, const uint32_t* rows, int64_t count) {
+    order.resize(count);
+    for (int64_t i = 0; i < count; ++i) order[i] = {descending_key(all_scores[rows[i]]), rows[i]};
+    stable_sort(order, spare);
+    segments.resize(2 * count);
+    scores.resize(count);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = order[i].row;
+      std::copy_n(all_segments + 2 * row, 2, segments.data() + 2 * i);
+      scores[i] = all_scores[row];
+    }
+    picks.clear();
+  }
 };
 
 template <typename T>
@@ -167,40 +183,23 @@ int64_t nms_cpu(const T* segments, const T* scores, const int64_t* groups, int64
   if (n == 0) return 0;
   const Groups sorted = group_rows(groups, n);
   std::vector<int64_t> counts(sorted.count());
+  const bool settles = settings.method == NmsMethod::kHard || settings.method == NmsMethod::kDecayOnce;
+  const auto make = [&] { return std::make_tuple(Group<T>{}, Settler<T>(settings), SoftNms<T>(settings)); };
   // Each group writes where its rows lie in the order of groups; the gaps are closed at the end.
-  for_groups(sorted.begins, num_threads, [&](int64_t first, int64_t last) {
-    Settler<T> settler(settings);
-    SoftNms<T> soft(settings);
-    Group<T> group;
-    std::vector<Entry<typename Format<T>::Bits>> order, spare;
-    for (int64_t g = first; g < last; ++g) {
-      const int64_t begin = sorted.begins[g], count = sorted.begins[g + 1] - begin;
-      order.resize(count);
-      for (int64_t i = 0; i < count; ++i) {
-        const uint32_t row = sorted.rows[begin + i];
-        order[i] = {descending_key(scores[row]), row};
-      }
-      stable_sort(order, spare);
-      group.segments.resize(2 * count);
-      group.scores.resize(count);
-      group.picks.clear();
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = order[i].row;
-        group.segments[2 * i] = segments[2 * row];
-        group.segments[2 * i + 1] = segments[2 * row + 1];
-        group.scores[i] = scores[row];
-      }
-      if (settings.method == NmsMethod::kHard || settings.method == NmsMethod::kDecayOnce) {
-        settler.run(group);
-      } else {
-        soft.run(group.segments.data(), group.scores.data(), count, group.picks);
-      }
-      trim(group.picks, settings);
-      counts[g] = int64_t(group.picks.size());
-      for (int64_t i = 0; i < counts[g]; ++i) {
-        keep[begin + i] = order[group.picks[i].slot].row;
-        kept_scores[begin + i] = group.picks[i].score;
-      }
+  parallel_with(sorted.count(), threads_for(n, num_threads), make, [&](auto& state, int64_t g) {
+    auto& [group, settler, soft] = state;
+    const int64_t begin = sorted.begins[g], count = sorted.begins[g + 1] - begin;
+    group.gather(segments, scores, sorted.rows.data() + begin, count);
+    if (settles) {
+      settler.run(group);
+    } else {
+      soft.run(group.segments.data(), group.scores.data(), count, group.picks);
+    }
+    trim(group.picks, settings);
+    counts[g] = int64_t(group.picks.size());
+    for (int64_t i = 0; i < counts[g]; ++i) {
+      keep[begin + i] = group.order[group.picks[i].slot].row;
+      kept_scores[begin + i] = group.picks[i].score;
     }
   });
   int64_t total = 0;
@@ -213,7 +212,8 @@ int64_t nms_cpu(const T* segments, const T* scores, const int64_t* groups, int64
   return total;
 }
 
-template int64_t nms_cpu(const float*, const float*, const int64_t*, int64_t, const NmsSettings&, int64_t*, float*, int);
+template int64_t nms_cpu(const float*, const float*, const int64_t*, int64_t, const NmsSettings&, int64_t*, float*,
+                         int);
 template int64_t nms_cpu(const double*, const double*, const int64_t*, int64_t, const NmsSettings&, int64_t*, double*,
                          int);
 

@@ -1,4 +1,4 @@
-// Rows in the order of their groups, and loops over ragged groups.
+// Rows in the order of their groups.
 #pragma once
 
 #include <cstdint>
@@ -36,18 +36,7 @@ inline Groups group_rows(const int64_t* groups, int64_t n) {
   return found;
 }
 
-// work(first, last) for runs of groups that together hold every group, about equal in rows and several to a thread;
-// what a thread needs again and again is made once a run.
-template <typename F>
-void for_groups(const std::vector<int64_t>& begins, int num_threads, const F& work) {
-  const int64_t count = int64_t(begins.size()) - 1, rows = begins.back();
-  const int threads = rows < 1024 ? 1 : thread_count(num_threads);
-  const int64_t share = std::max<int64_t>(1, rows / (8 * threads));
-  std::vector<int64_t> cuts{0};
-  for (int64_t group = 0; group < count; ++group) {
-    if (begins[group + 1] - begins[cuts.back()] >= share || group + 1 == count) cuts.push_back(group + 1);
-  }
-  parallel_for(int64_t(cuts.size()) - 1, threads, [&](int64_t i) { work(cuts[i], cuts[i + 1]); });
-}
+// How many threads groups of so many rows in all are worth.
+inline int threads_for(int64_t rows, int num_threads) { return rows < 1024 ? 1 : thread_count(num_threads); }
 
 }  // namespace case_wtal

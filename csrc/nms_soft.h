@@ -1,8 +1,9 @@
 // Soft-NMS of one group: each pick, the best of what remains, decays all that remain by its IoU with them.
 //
-// A pick touches only what it overlaps (interval_index.h), by loops that vectorise. What is compared is a key, the score
-// itself (linear) or its logarithm minus sum IoU^2 / sigma (gaussian: no exponential a pair, and nothing underflows);
-// keys in blocks of 64 carry their largest, blocks of blocks likewise, so the next pick is found in three short looks.
+// A pick touches only what it overlaps (interval_index.h), by loops that vectorise. What is compared is a key, the
+// score itself (linear) or its logarithm minus sum IoU^2 / sigma (gaussian: no exponential a pair, and nothing
+// underflows); keys in blocks of 64 carry their largest, blocks of blocks likewise, so the next pick is found in three
+// short looks.
 #pragma once
 
 #include <vector>

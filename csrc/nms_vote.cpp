@@ -57,36 +57,35 @@ void score_vote_cpu(const int64_t* keep, int64_t kept, const T* segments, const 
   for (int64_t i = 0; i < kept; ++i) wanted[i] = groups[keep[i]];
   const Groups all = group_rows(groups, n), mine = group_rows(wanted.data(), kept);
   const T offset = T(length_offset);
-  for_groups(mine.begins, num_threads, [&](int64_t first, int64_t last) {
+  struct Work {
     IntervalIndex<T> index;
     std::vector<T> members, weights;
-    int64_t group = 0;
-    for (int64_t g = first; g < last; ++g) {
-      const int64_t number = wanted[mine.rows[mine.begins[g]]];
-      // Both lists of groups rise.
-      const auto below = [&](int64_t begin) { return groups[all.rows[begin]] < number; };
-      group = std::partition_point(all.begins.begin() + group, all.begins.end() - 1, below) - all.begins.begin();
-      const int64_t begin = all.begins[group], count = all.begins[group + 1] - begin;
-      members.resize(2 * count);
-      for (int64_t i = 0; i < count; ++i) {
-        std::copy_n(segments + 2 * int64_t(all.rows[begin + i]), 2, members.data() + 2 * i);
-      }
-      index.build(members.data(), count, offset, 0, 0x1p12 * std::numeric_limits<T>::epsilon() * std::abs(offset));
-      weights.resize(index.size());
-      for (int64_t at = 0; at < index.size(); ++at) weights[at] = scores[all.rows[begin + index.slots()[at]]];
-      for (int64_t i = mine.begins[g]; i < mine.begins[g + 1]; ++i) {
-        const int64_t place = mine.rows[i];
-        const T s = segments[2 * keep[place]], e = segments[2 * keep[place] + 1];
-        Sums sums;
-        const double inf = std::numeric_limits<double>::infinity();
-        index.visit({s, std::max(0.0, double(e - s + offset)), 1.0, 0.0, inf}, [&](int64_t from, int64_t to) {
-          add(index.segments() + 2 * from, weights.data() + from, to - from, s, e, offset, T(threshold),
-              sums);
-        });
-        const bool moved = sums.weight > 0;
-        out[2 * place] = moved ? T(sums.start / sums.weight) : s;
-        out[2 * place + 1] = moved ? T(sums.end / sums.weight) : e;
-      }
+  };
+  const auto make = [] { return Work{}; };
+  parallel_with(mine.count(), threads_for(n, num_threads), make, [&](Work& work, int64_t g) {
+    const int64_t number = wanted[mine.rows[mine.begins[g]]];
+    const auto below = [&](int64_t begin) { return groups[all.rows[begin]] < number; };
+    const auto found = std::partition_point(all.begins.begin(), all.begins.end() - 1, below);
+    const int64_t begin = found[0], count = found[1] - begin;
+    IntervalIndex<T>& index = work.index;
+    work.members.resize(2 * count);
+    for (int64_t i = 0; i < count; ++i) {
+      std::copy_n(segments + 2 * int64_t(all.rows[begin + i]), 2, work.members.data() + 2 * i);
+    }
+    index.build(work.members.data(), count, offset, 0, 0x1p12 * std::numeric_limits<T>::epsilon() * std::abs(offset));
+    work.weights.resize(index.size());
+    for (int64_t at = 0; at < index.size(); ++at) work.weights[at] = scores[all.rows[begin + index.slots()[at]]];
+    for (int64_t i = mine.begins[g]; i < mine.begins[g + 1]; ++i) {
+      const int64_t place = mine.rows[i];
+      const T s = segments[2 * keep[place]], e = segments[2 * keep[place] + 1];
+      Sums sums;
+      const double inf = std::numeric_limits<double>::infinity();
+      index.visit({s, std::max(0.0, double(e - s + offset)), 1.0, 0.0, inf}, [&](int64_t from, int64_t to) {
+        add(index.segments() + 2 * from, work.weights.data() + from, to - from, s, e, offset, T(threshold), sums);
+      });
+      const bool moved = sums.weight > 0;
+      out[2 * place] = moved ? T(sums.start / sums.weight) : s;
+      out[2 * place + 1] = moved ? T(sums.end / sums.weight) : e;
     }
   });
 }

@@ -30,9 +30,9 @@ inline uint64_t ascending_key(int64_t number) { return uint64_t(number) ^ (uint6
 
 // By rising key, rows of equal keys in the order they came in. `spare` is working memory, kept from call to call.
 //
-// From the lowest digit up; all histograms in one pass, and no pass over a digit that all keys share. Of more than three
-// digits that differ, the upper three: of 33 bits few are equal, unless many keys are, and those stretches are sorted by
-// comparison.
+// From the lowest digit up; all histograms in one pass, and no pass over a digit that all keys share. Of more than
+// three digits that differ, the upper three: of 33 bits few are equal, unless many keys are, and those stretches are
+// sorted by comparison.
 template <typename K>
 void stable_sort(std::vector<Entry<K>>& entries, std::vector<Entry<K>>& spare) {
   constexpr int kBits = 11, kDigits = (8 * sizeof(K) + kBits - 1) / kBits, kValues = 1 << kBits, kPasses = 3;
