@@ -1,6 +1,6 @@
 // Segments laid out so that those of some range of lengths and starts lie side by side.
 //
-// Levels are ranges of lengths (a power of two each, or a part of one), and within a level segments are in the order of
+// Levels are ranges of lengths (a factor of four each, or a part of it), and within a level segments are in the order of
 // their starts: whatever can overlap a given segment is one stretch of each level, and a stretch is read in order by
 // loops that vectorise. Starts are compared as 32-bit positions within their range, which only widens a stretch.
 #pragma once
@@ -32,7 +32,7 @@ class IntervalIndex {
 
   // Of n segments (start, end). Lengths mean end - start + offset; those that are not positive and finite overlap
   // nothing and are left out. Lengths below `fine` share a level: there the offset has cancelled most of the digits.
-  // level_bits: a level spans a factor of 2^(2^-level_bits).
+  // level_bits: a level spans a factor of about 4^(2^-level_bits).
   void build(const T* segments, int64_t n, T offset, int level_bits, double fine) {
     fine_ = fine;
     position_.assign(n, -1);
@@ -43,8 +43,9 @@ class IntervalIndex {
     for (int64_t i = 0; i < n; ++i) {
       const T length = segments[2 * i + 1] - segments[2 * i] + offset;
       if (!(length > 0) || length > std::numeric_limits<T>::max()) continue;
-      // The bits of a positive double rise with it: the exponent and the first of the mantissa name the level.
-      ids_[i] = length < fine ? 0 : bit_cast<uint64_t>(double(length)) >> (52 - level_bits);
+      // The bits of a positive double rise with it: its upper ones name the level, of level_bits 0 all but the last of
+      // the exponent. (Levels of a factor of two are smaller and more; looking one up costs more than it spares.)
+      ids_[i] = length < fine ? 0 : bit_cast<uint64_t>(double(length)) >> (53 - level_bits);
       least = std::min(least, ids_[i]);
       most = std::max(most, ids_[i]);
       low = std::min(low, double(segments[2 * i]));

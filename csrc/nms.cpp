@@ -68,7 +68,7 @@ class Settler {
     exact_ = double(threshold_) * (1 - 0x1p-8);
     if (exact_ <= 0) return;
     const double halvings = std::log(2.0) / -std::log(std::min(exact_, 0.99));
-    level_bits_ = std::min(6, std::max(0, int(std::ceil(std::log2(halvings)))));
+    level_bits_ = std::min(6, std::max(0, int(std::floor(std::log2(2 * halvings)))));
     // From here on lengths are known to 2^-12 of the least intersection that counts, whatever the offset has cancelled.
     fine_ = 0x1p12 * std::numeric_limits<T>::epsilon() * std::abs(double(offset_)) / exact_;
   }

@@ -102,7 +102,6 @@ void SoftNms<T>::summarise(int64_t begin, int64_t end) {
 
 template <typename T>
 void SoftNms<T>::pick_positive(const T* segments, const T* scores, int64_t n, std::vector<Pick<T>>& picks) {
-  // A level a factor of two: within it, the segments whose start is within reach overlap, most of them.
   index_.build(segments, n, offset_, 0, fine_);
   const int64_t count = index_.size();
   keys_.resize(count);
