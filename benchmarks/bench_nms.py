@@ -63,6 +63,30 @@ def test_decay_once(measure: Callable[..., None]) -> None:
     )
 
 
+def measure_one_group(measure: Callable[..., None], method: str, n: int) -> None:
+    """Ten segments of 0.5 to 20 seconds start each second."""
+    torch.manual_seed(0)
+    start = n / 10 * torch.rand(n, dtype=torch.float64)
+    segments = torch.stack([start, start + 0.5 + 20 * torch.rand(n, dtype=torch.float64) ** 2], dim=1)
+    measure(
+        lambda segments, scores: ops.nms(segments, scores, THRESHOLD, method=method, sigma=SIGMA),
+        {"segments": segments, "scores": torch.rand(n, dtype=torch.float64)},
+        moved=n * (2 * 8 + 8),
+        tolerance=1e-9,
+        n=n,
+    )
+
+
+@pytest.mark.bench("batched_nms")
+def test_hard_in_one_group(measure: Callable[..., None]) -> None:
+    measure_one_group(measure, "hard", 10_000)
+
+
+@pytest.mark.bench("batched_nms")
+def test_gaussian_in_one_group(measure: Callable[..., None]) -> None:
+    measure_one_group(measure, "gaussian", 1_000)
+
+
 @pytest.mark.bench("temporal_iou", backward=True)
 def test_temporal_iou(measure: Callable[..., None]) -> None:
     segments = inputs()["segments"].float()
