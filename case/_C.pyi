@@ -26,6 +26,7 @@ def iou_cpu(
 ) -> None:
     """Pairwise temporal IoU: a (batch, m, 2), b (batch, p, 2) -> out (batch, m, p), in host memory."""
 
+_Emulation = tuple[int, int, int, int]  # blocks, threads, order of the threads, seed
 _Nms = tuple[float, str, float, float, int, float]  # iou_threshold, method, sigma, min_score, max_num, length_offset
 
 def nms_cpu(
@@ -56,6 +57,33 @@ def score_vote_cpu(
     num_threads: int = 0,
 ) -> None:
     """Score voting: out (kept, 2); see csrc/nms.h."""
+
+def nms_settle_emulated(
+    segments: int,
+    begins: int,
+    count: int,
+    n: int,
+    dtype: Literal["float32", "float64"],
+    threshold: float,
+    length_offset: float,
+    by: int,
+    emulation: _Emulation,
+) -> None:
+    """int32 by (n,): who settles whom in hard NMS, by the kernel of csrc/nms_blocks.h, run by one CPU thread."""
+
+def nms_settle_cuda(
+    segments: int,
+    begins: int,
+    count: int,
+    n: int,
+    dtype: Literal["float32", "float64"],
+    threshold: float,
+    length_offset: float,
+    by: int,
+    blocks: int,
+    stream: int = 0,
+) -> None:
+    """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
 
 _Matrix = tuple[int, int, int]
 _Problem = tuple[
@@ -145,7 +173,6 @@ _Proposals = tuple[
 ]
 _ProposalArrays = tuple[int, int, int, int, int]  # segments, scores, classes, video, threshold
 _ProposalOutput = tuple[int, int, int, _ProposalArrays, int, int]  # see ProposalOutput in csrc/proposals.h
-_Emulation = tuple[int, int, int, int]  # blocks, threads, order of the threads, seed
 
 class ProposalList:
     """Proposals found, before there are arrays to hold them."""

@@ -56,6 +56,40 @@ void score_vote(Address keep, int64_t kept, Address segments, Address scores, Ad
   });
 }
 
+template <typename Run>
+void settle(Address segments, Address begins, Address count, int64_t n, const std::string& dtype, double threshold,
+            double length_offset, Address by, const Run& run) {
+  check_size("n", n);
+  const NmsGroups groups{pointer<const int64_t>("begins", begins, 1), pointer<const int64_t>("count", count, 1)};
+  int32_t* to = pointer<int32_t>("by", by, n);
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T* rows = pointer<const T>("segments", segments, n);
+    py::gil_scoped_release release;
+    run(rows, groups, T(threshold), T(length_offset), to);
+  });
+}
+
+void settle_emulated(Address segments, Address begins, Address count, int64_t n, const std::string& dtype,
+                     double threshold, double length_offset, Address by, const EmulationArguments& emulation) {
+  const Emulation with = emulation_of(emulation);
+  settle(segments, begins, count, n, dtype, threshold, length_offset, by,
+         [&](auto* rows, const NmsGroups& groups, auto least, auto offset, int32_t* to) {
+           nms_settle_emulated(rows, groups, least, offset, to, with);
+         });
+}
+
+#ifdef CASE_WITH_CUDA
+void settle_cuda(Address segments, Address begins, Address count, int64_t n, const std::string& dtype, double threshold,
+                 double length_offset, Address by, int64_t blocks, Address stream) {
+  check_size("blocks", blocks);
+  settle(segments, begins, count, n, dtype, threshold, length_offset, by,
+         [&](auto* rows, const NmsGroups& groups, auto least, auto offset, int32_t* to) {
+           nms_settle_cuda(rows, groups, least, offset, to, blocks, stream);
+         });
+}
+#endif
+
 }  // namespace
 
 void bind_nms(py::module_& module) {
@@ -67,6 +101,14 @@ void bind_nms(py::module_& module) {
   module.def("score_vote_cpu", &score_vote, py::arg("keep"), py::arg("kept"), py::arg("segments"), py::arg("scores"),
              py::arg("groups"), py::arg("n"), py::arg("dtype"), py::arg("threshold"), py::arg("length_offset"),
              py::arg("out"), py::arg("num_threads") = 0, "Score voting (csrc/nms.h) -> out (kept, 2).");
+  module.def("nms_settle_emulated", &settle_emulated, py::arg("segments"), py::arg("begins"), py::arg("count"),
+             py::arg("n"), py::arg("dtype"), py::arg("threshold"), py::arg("length_offset"), py::arg("by"),
+             py::arg("emulation"), "The kernel of csrc/nms_blocks.h by one CPU thread: blocks, threads, order, seed.");
+#ifdef CASE_WITH_CUDA
+  module.def("nms_settle_cuda", &settle_cuda, py::arg("segments"), py::arg("begins"), py::arg("count"), py::arg("n"),
+             py::arg("dtype"), py::arg("threshold"), py::arg("length_offset"), py::arg("by"), py::arg("blocks"),
+             py::arg("stream") = 0, "The same, enqueued on stream of the current CUDA device; does not wait.");
+#endif
 }
 
 }  // namespace case_wtal

@@ -82,15 +82,7 @@ ProposalOutput output_of(const Output& given, int64_t rows, int64_t blocks) {
           pointer<uint64_t>("before", before, rows * blocks)};
 }
 
-Emulation emulation_of(const std::tuple<int64_t, int, int, uint64_t>& given) {
-  const auto [blocks, threads, order, seed] = given;
-  check_size("blocks", blocks);
-  if (threads < 1 || threads > 256) throw py::value_error("threads must be 1 to 256, got " + std::to_string(threads));
-  if (order < 0 || order > 2) throw py::value_error("order must be 0, 1 or 2, got " + std::to_string(order));
-  return {blocks, threads, order, seed};
-}
-
-void count_emulated(const Problem& given, Address counts, const std::tuple<int64_t, int, int, uint64_t>& emulation) {
+void count_emulated(const Problem& given, Address counts, const EmulationArguments& emulation) {
   const Emulation with = emulation_of(emulation);
   int32_t* to = pointer<int32_t>("counts", counts, with.blocks);
   with_problem(given, [&](auto* cas, const ProposalProblem& problem) {
@@ -98,7 +90,7 @@ void count_emulated(const Problem& given, Address counts, const std::tuple<int64
   });
 }
 
-void write_emulated(const Problem& given, const Output& output, const std::tuple<int64_t, int, int, uint64_t>& emulation) {
+void write_emulated(const Problem& given, const Output& output, const EmulationArguments& emulation) {
   const Emulation with = emulation_of(emulation);
   const ProposalOutput to = output_of(output, problem_of(given).rows, with.blocks);
   with_problem(given, [&](auto* cas, const ProposalProblem& problem) {

@@ -5,6 +5,9 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
+
+#include "emulation.h"
 
 namespace case_wtal {
 
@@ -26,6 +29,17 @@ auto dispatch(const std::string& dtype, Run run) {
   if (dtype == "float32") return run(float{});
   if (dtype == "float64") return run(double{});
   throw py::type_error("dtype must be 'float32' or 'float64', got '" + dtype + "'");
+}
+
+// blocks, threads, order, seed.
+using EmulationArguments = std::tuple<int64_t, int, int, uint64_t>;
+
+inline Emulation emulation_of(const EmulationArguments& given) {
+  const auto [blocks, threads, order, seed] = given;
+  check_size("blocks", blocks);
+  if (threads < 1 || threads > 256) throw py::value_error("threads must be 1 to 256, got " + std::to_string(threads));
+  if (order < 0 || order > 2) throw py::value_error("order must be 0, 1 or 2, got " + std::to_string(order));
+  return {blocks, threads, order, seed};
 }
 
 void bind_detections(py::module_& module);

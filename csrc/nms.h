@@ -8,7 +8,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+
+#include "emulation.h"
 
 namespace case_wtal {
 
@@ -37,5 +38,24 @@ template <typename T>
 void score_vote_cpu(const int64_t* keep, int64_t kept, const T* segments, const T* scores, const int64_t* groups,
                     int64_t n, double threshold, double length_offset, T* out, int num_threads);
 
+
+// Groups on the device, or in the host's memory for an emulation: those of group g are at [begins[g], begins[g + 1]),
+// g < *count.
+struct NmsGroups {
+  const int64_t* begins;
+  const int64_t* count;
+};
+
+// Segments (n, 2) by group, and within a group by falling score -> by (n,): -1 for what hard NMS keeps, else the place
+// within its group of the kept segment that settled it. Any number of blocks will do. See nms_blocks.h.
+template <typename T>
+void nms_settle_emulated(const T* segments, const NmsGroups& groups, T threshold, T offset, int32_t* by, Emulation with);
+
+#ifdef CASE_WITH_CUDA
+// Enqueues on `stream` (a cudaStream_t) of the current device and returns without waiting.
+template <typename T>
+void nms_settle_cuda(const T* segments, const NmsGroups& groups, T threshold, T offset, int32_t* by, int64_t blocks,
+                     uintptr_t stream);
+#endif
 
 }  // namespace case_wtal

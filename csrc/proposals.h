@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "emulation.h"
+
 namespace case_wtal {
 
 struct ProposalProblem {
@@ -83,14 +85,7 @@ void proposals_write_cuda(const T* cas, const ProposalProblem& problem, const Pr
                           uintptr_t stream);
 #endif
 
-// The same kernels by one thread of the host, in host memory. order: of the threads within a phase, 0 rising, 1 falling,
-// 2 shuffled by `seed`.
-struct Emulation {
-  int64_t blocks;
-  int threads, order;
-  uint64_t seed;
-};
-
+// The same kernels on the host.
 template <typename T>
 void proposals_count_emulated(const T* cas, const ProposalProblem& problem, int32_t* counts, Emulation with);
 template <typename T>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from case import ops
 from case.ops import _backend
+from case.ops._native_ops import nms_blocks
+from case.ops._native_ops._common import Emulation
 
 pytestmark = pytest.mark.skipif("native/cpu" not in _backend.table()["batched_nms"], reason="no native module")
 DTYPES = [torch.float32, torch.float64]
@@ -132,6 +135,34 @@ def test_votes_are_the_references(rng, close, kind, dtype):
         error = (found.segments.double() - wanted.segments.double()).abs().max().item()
         reach = segments.abs().max().item() + spread
         assert error <= (1e-4 if dtype == torch.float32 else 1e-10) * reach
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 700])
+def test_blocks_settle_as_threads_do(rng, kind, n, dtype):
+    """The kernel of the CUDA half, run on the CPU."""
+    for order, threads in ((0, 256), (1, 32), (2, 96), (2, 1)):
+        segments, scores = problem(rng, kind, n, dtype)
+        groups = torch.from_numpy(rng.choice([3, -8, 11, 10**12], n, p=[0.7, 0.2, 0.08, 0.02]))
+        threshold = float(rng.choice([0.0, 0.25, 0.4, 0.5, 1.0]))
+        least, most = float(rng.choice([-math.inf, 0.3])), int(rng.choice([0, 1, 15]))
+        offset = 1.0 if kind is cancelled else float(rng.choice([0.0, 1.0]))
+        settle = nms_blocks.emulated(Emulation(int(rng.integers(1, 6)), threads, order, int(rng.integers(1 << 30))))
+        for method in ("hard", "decay_once"):
+            arguments = (segments, scores, groups, threshold, method, SIGMA, least, most, offset)
+            keep, kept = nms_blocks.by_blocks(settle, *arguments)
+            with ops.backend("native"):
+                wanted, wanted_scores = _backend.select("batched_nms", segments.device)(*arguments)
+            assert torch.equal(keep, wanted)
+            rtol = 1e-6 if dtype == torch.float32 else 1e-14
+            torch.testing.assert_close(kept, wanted_scores, rtol=rtol, atol=0)
+
+
+def test_blocks_settle_nothing_where_there_is_nothing():
+    nothing = torch.empty(0, 2), torch.empty(0), torch.empty(0, dtype=torch.int64)
+    found = nms_blocks.by_blocks(nms_blocks.emulated(Emulation(1, 32, 0, 0)), *nothing, 0.4, "hard", 1.0, 0.0, 0, 0.0)
+    assert [len(part) for part in found] == [0, 0]
 
 
 def test_results_are_the_same_for_any_number_of_threads(rng):

@@ -15,6 +15,7 @@ from torch import Tensor
 from case import _native
 from case.ops import _backend
 from case.ops._native_ops import proposals as native_ops
+from case.ops._native_ops._common import Emulation
 from case.ops.reference import proposals as reference
 
 pytestmark = pytest.mark.skipif("native/cpu" not in _backend.table()["propose"], reason="no native module")
@@ -221,8 +222,8 @@ def test_any_problem(args, threads, order, blocks):
     assert all(torch.equal(a, b) for a, b in zip(by_blocks, found, strict=True))
 
 
-def emulation(threads: int = 256, order: int = 2, blocks: int = 4) -> native_ops.Emulation:
-    return native_ops.Emulation(blocks, threads, order, seed=7)
+def emulation(threads: int = 256, order: int = 2, blocks: int = 4) -> Emulation:
+    return Emulation(blocks, threads, order, seed=7)
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from case import _native
 from case.ops import _backend
-from case.ops._native_ops import iou, nms, proposals, ranks, sinkhorn
+from case.ops._native_ops import iou, nms, nms_blocks, proposals, ranks, sinkhorn
 
 if _native.load() is not None:
     _backend.add("batched_nms", "native", "cpu", nms.batched_nms)
@@ -16,6 +16,7 @@ if _native.load() is not None:
     _backend.add("sinkhorn_potentials", "native", "cpu", sinkhorn.sinkhorn_potentials)
     _backend.add("temporal_iou", "native", "cpu", iou.temporal_iou)
     if _native.has_cuda():
+        _backend.add("batched_nms", "native", "cuda", nms_blocks.batched_nms)
         _backend.add("propose", "native", "cuda", proposals.propose)
         _backend.add("propose_padded", "native", "cuda", proposals.propose_padded)
         _backend.add("temporal_iou", "native", "cuda", iou.temporal_iou)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,15 @@ from torch import Tensor
 from case import _native
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+class Emulation(NamedTuple):
+    """How kernels run on the CPU; order of a phase's threads: 0 rising, 1 falling, 2 shuffled by ``seed``."""
+
+    blocks: int
+    threads: int
+    order: int
+    seed: int
 
 
 def module() -> ModuleType:

@@ -7,13 +7,13 @@ on the CPU, by one thread in any order of theirs; it is for tests.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from case.ops._native_ops import _common
-from case.ops._native_ops._common import DTYPES, address
+from case.ops._native_ops._common import DTYPES, Emulation, address
 from case.ops.reference.proposals import padding
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -79,15 +79,6 @@ def propose_padded(*args: Any) -> tuple[Tensor, ...]:
     columns = padding(problem.tensors[0], capacity)
     found.copy(_addresses(columns), capacity, threads)
     return (*columns, torch.tensor(len(found)))
-
-
-class Emulation(NamedTuple):
-    """How the kernels run on the CPU; order of a phase's threads: 0 rising, 1 falling, 2 shuffled by ``seed``."""
-
-    blocks: int
-    threads: int
-    order: int
-    seed: int
 
 
 def propose_emulated(

@@ -9,12 +9,14 @@ from torch import Tensor
 
 
 def temporal_iou(a: Tensor, b: Tensor, length_offset: float) -> Tensor:
-    start = torch.maximum(a[..., :, None, 0], b[..., None, :, 0])
-    end = torch.minimum(a[..., :, None, 1], b[..., None, :, 1])
+    return paired_iou(a[..., :, None, :], b[..., None, :, :], length_offset)
+
+
+def paired_iou(a: Tensor, b: Tensor, length_offset: float) -> Tensor:
+    """IoU of segments (..., 2) one by one, the leading dimensions broadcast."""
+    start, end = torch.maximum(a[..., 0], b[..., 0]), torch.minimum(a[..., 1], b[..., 1])
     inter = (end - start + length_offset).clamp(min=0)
-    length_a = a[..., 1] - a[..., 0] + length_offset
-    length_b = b[..., 1] - b[..., 0] + length_offset
-    union = length_a[..., :, None] + length_b[..., None, :] - inter
+    union = (a[..., 1] - a[..., 0] + length_offset) + (b[..., 1] - b[..., 0] + length_offset) - inter
     return torch.where(union <= 0, torch.zeros_like(inter), inter / union)
 
 
