@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
 SANITIZED := tests/test_build.py tests/test_metrics*.py tests/test_detections.py tests/ops/test_native_sinkhorn.py \
-  tests/ops/test_native_nms.py tests/ops/test_nms.py tests/ops/test_golden.py
+  tests/ops/test_native_nms.py tests/ops/test_native_proposals.py tests/ops/test_nms.py tests/ops/test_proposals.py \
+  tests/ops/test_golden.py
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*)
 
 .PHONY: help venv test sanitize demo bench clean
@@ -51,7 +52,7 @@ sanitize: venv
 	$(BIN)/ninja -C build/sanitize
 	CASE_NATIVE=$$(echo $(CURDIR)/build/sanitize/_C*.so) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  $(BIN)/python -m pytest $(SANITIZED) -k "not triton and not compile" --timeout 1200 --color=no
+	  $(BIN)/python -m pytest $(SANITIZED) -k "not triton and not compile and not cuda" --timeout 1200 --color=no
 
 demo: $(VENV)/.installed
 	$(BIN)/case demo

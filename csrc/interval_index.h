@@ -52,8 +52,9 @@ class IntervalIndex {
       high = std::max(high, double(segments[2 * i]));
       entries_.push_back({0, uint32_t(i)});
     }
-    low_ = low;
-    scale_ = high > low ? 4294967040.0 / (high - low) : 0.0;  // the largest float below 2^32
+    // In halves: the whole range of finite starts has a width then. 4294967040 is the largest float below 2^32.
+    low_ = low / 2;
+    scale_ = high > low ? 4294967040.0 / (high / 2 - low_) : 0.0;
     few_ = int64_t(entries_.size()) < kFew;
     if (few_) {
       least = most = 0;
@@ -117,18 +118,21 @@ class IntervalIndex {
   // f(level, first, last place wanted).
   template <typename F>
   void each_level(const Window& w, const F& f) const {
-    const double slack = 0x1p-50 * (std::abs(w.start) + w.reach);
+    // Lengths and overlaps have been rounded to T.
+    const double slack = 4 * std::numeric_limits<T>::epsilon() * (std::abs(w.start) + w.reach);
     const uint32_t last = place(w.start + std::max(w.reach, 2 * fine_) + slack);
     const auto below = [&](const Level& level) { return level.longest < w.shortest; };
     auto level = std::partition_point(levels_.begin(), levels_.end(), below);
     for (; level != levels_.end() && level->shortest <= w.longest; ++level) {
-      f(*level, place(w.start - std::max(w.share * level->longest, 2 * fine_) - slack), last);
+      const double before = w.share * level->longest * (1 + 4 * std::numeric_limits<T>::epsilon());
+      f(*level, place(w.start - std::max(before, 2 * fine_) - slack), last);
     }
   }
 
-  // Rises with start; what lies outside is moved to the ends.
+  // Rises with start; what lies outside is moved to the ends, and NaN (0 times infinity) to the first.
   uint32_t place(double start) const {
-    return uint32_t(std::min(std::max((start - low_) * scale_, 0.0), 4294967040.0));
+    const double at = (start / 2 - low_) * scale_;
+    return !(at > 0) ? 0 : uint32_t(std::min(at, 4294967040.0));
   }
 
   void lay_out(const T* segments, T offset, int64_t least, int64_t most) {

@@ -124,6 +124,7 @@ class Settler {
     }
     by_.assign(n, -1);
     for (int64_t at = 0; at < index_.size(); ++at) by_[index_.slots()[at]] = int32_t(marks_[at]);
+    for (const int32_t slot : kept_) by_[slot] = -1;  // whatever rounding says: a kept one has been settled by nobody
   }
 
   // After the kept ones, in the order of their suppressors, and those of one suppressor by falling score.

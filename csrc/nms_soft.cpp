@@ -66,6 +66,7 @@ SoftNms<T>::SoftNms(const NmsSettings& settings)
     : settings_(settings),
       gaussian_(settings.method == NmsMethod::kGaussian),
       offset_(T(settings.length_offset)),
+      inverse_sigma_(std::min(1 / settings.sigma, 1e290)),
       fine_(0x1p12 * std::numeric_limits<T>::epsilon() * std::abs(double(offset_))) {}
 
 template <typename T>
@@ -144,7 +145,7 @@ void SoftNms<T>::pick_positive(const T* segments, const T* scores, int64_t n, st
     keys_[at] = kPicked;
     index_.visit({s, double(e - s + offset_), 1.0, 0.0, inf}, [&](int64_t begin, int64_t end) {
       decay(index_.segments() + 2 * begin, keys_.data() + begin, end - begin, s, e, offset_, gaussian_,
-            1 / settings_.sigma, T(settings_.iou_threshold));
+            inverse_sigma_, T(settings_.iou_threshold));
       summarise(begin, end);
     });
   }
@@ -158,7 +159,8 @@ double SoftNms<T>::factor(const T* head, const T* other) const {
   return iou >= T(settings_.iou_threshold) ? double(T(1) - iou) : 1.0;
 }
 
-// Scores of 0 stay and come in order. Those below rise with every decay, so the largest is looked for among all.
+// Scores of 0 stay and come in order. Those below rise with every decay, so the largest is looked for among all: their
+// time is quadratic in their number.
 template <typename T>
 void SoftNms<T>::pick_rest(const T* segments, const T* scores, int64_t first, int64_t n,
                            std::vector<Pick<T>>& picks) const {
@@ -170,8 +172,9 @@ void SoftNms<T>::pick_rest(const T* segments, const T* scores, int64_t first, in
     slots[i - negative] = int32_t(i);
     for (const Pick<T>& pick : picks) keys[i - negative] *= factor(segments + 2 * int64_t(pick.slot), segments + 2 * i);
   }
-  for (int64_t left = n - negative; left > 0; --left) {
+  for (;;) {
     const Best best = best_of(keys.data(), slots.data(), n - negative);
+    if (best.key == kPicked) break;
     picks.push_back({best.slot, T(best.key)});
     keys[best.slot - negative] = kPicked;
     for (int64_t i = negative; i < n; ++i) {

@@ -61,7 +61,9 @@ void parallel_with(int64_t count, int threads, const Make& make, const F& f) {
   }
   std::exception_ptr failure;
 #ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic) num_threads(int(wanted))
+  // Some dozens of hand-outs a thread: enough to even out, and few where tasks are tiny.
+  const int chunk = int(std::max<int64_t>(1, std::min<int64_t>(count / (64 * wanted), 4096)));
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(int(wanted))
 #endif
   for (int64_t i = 0; i < count; ++i) {
     try {

@@ -198,6 +198,19 @@ def test_evaluate_under_each_choice(case: Run, tmp_path: Path) -> None:
     assert json.loads(out.read_text())["mAP"] == 1.0
 
 
+def test_evaluate_says_what_has_no_effect(case: Run, tmp_path: Path) -> None:
+    files, stretches = small_files(tmp_path), tmp_path / "ambiguous.txt"
+    stretches.write_text("a 20 30\n")
+    assert "--ambiguous forgive" in error_of(case("evaluate", *files, "--ambiguous-file", stretches))
+    assert "--data is for a run" in error_of(case("evaluate", *files, "--data", tmp_path))
+    truth = json.loads((tmp_path / "gt.json").read_text())
+    del truth["database"]["a"]["annotations"][2]
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    code, _, warnings = case("evaluate", *files, "--ambiguous", "forgive")
+    assert code == 0
+    assert "--ambiguous forgive changes nothing" in warnings
+
+
 def test_evaluate_with_ambiguous_stretches_of_a_file(case: Run, tmp_path: Path) -> None:
     files, out, stretches = small_files(tmp_path), tmp_path / "score.json", tmp_path / "ambiguous.txt"
     stretches.write_text("a  0 2\nelsewhere 0 1\n")

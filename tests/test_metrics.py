@@ -107,6 +107,11 @@ def test_tiou_ranges() -> None:
     for bad in ("", "a:b:c", "0.1:0:0.7", "0.7:0.1:0.1", "0.5:0.1:1.5", "0:0.1:0.5"):
         with pytest.raises(CaseError, match="START:STEP:STOP"):
             parse_tiou(bad)
+    for bad in ("1e-7", "0.1:1e-9:0.7"):
+        with pytest.raises(CaseError, match=r"0\.000001"):
+            parse_tiou(bad)
+    with pytest.raises(CaseError, match="at most 1000 thresholds"):
+        parse_tiou("0.1:0.0001:0.7")
 
 
 def test_unknown_labels_and_subsets(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from case.commands._flags import parse
 from case.data import load_ambiguous, load_detections, load_ground_truth, save_json
 from case.errors import CaseError
 from case.metrics import MeanAP, Problem, Rules, average_recall, diagnose, parse_tiou, pose, score
+from case.metrics.arrays import AMBIGUOUS
 from case.metrics.rules import alternatives, apply
 from case.report import ap_rows, error_rows, per_class_rows, protocol_changes, protocol_rows, recall_rows
 
@@ -76,8 +77,17 @@ def run(argv: Sequence[str]) -> int:
         raise CaseError(f"errors_tiou must lie in [0.1, 1], got {config.errors_tiou:g}")
     if not 0 <= config.errors_top < np.inf:
         raise CaseError(f"errors_top must be a finite number, 0 or greater, got {config.errors_top:g}")
+    if config.ambiguous_file is not None and config.rules.ambiguous == "count" and not config.protocol_report:
+        raise CaseError("--ambiguous-file has no effect by itself; say what to do with it: --ambiguous forgive, say")
+    if files and config.data is not None:
+        raise CaseError("--data is for a run; detections are evaluated from --ground-truth and --predictions alone")
     asked = _of_files(config) if files else _of_run(config)
     rules = config.rules
+    if rules.ambiguous != "count" and not _knows_ambiguous(asked.problem):
+        console.warn(
+            f"--ambiguous {rules.ambiguous} changes nothing: no class is called '{AMBIGUOUS}' and no stretch is given; "
+            "name THUMOS14's Ambiguous_test.txt, say, with --ambiguous-file"
+        )
     protocols: dict[str, MeanAP] = {}
     if config.protocol_report:
         rules, protocols = _protocols(asked, rules)
@@ -167,6 +177,10 @@ def _of_run(config: EvaluateConfig) -> Asked:
     exact = f"set of classes exactly right in {100 * opened.accuracy(localized, split):.1f} % of videos"
     console.note(f"{opened.path}, step {opened.checkpoint.steps}: {exact}")
     return Asked(str(config.run), problem, tiou, localizations)
+
+
+def _knows_ambiguous(problem: Problem) -> bool:
+    return AMBIGUOUS in problem.labels or len(problem.ambiguous.video) > 0
 
 
 def _ambiguous(config: EvaluateConfig) -> dict[str, list[tuple[float, float]]] | None:

@@ -61,7 +61,11 @@ def parse_tiou(text: str) -> tuple[float, ...]:
         parts = [parts[0], 1.0, parts[0]]
     if len(parts) != 3 or not parts[1] > 0 or not 0 < parts[0] <= parts[2] <= 1:
         raise CaseError(f"tiou must read START:STEP:STOP within (0, 1], for example 0.1:0.1:0.7, got '{text}'")
+    if min(parts[0], parts[1]) < 1e-6:
+        raise CaseError(f"tiou must start at 0.000001 or above and go in steps of that or more, got '{text}'")
     count = int(np.floor((parts[2] - parts[0]) / parts[1] + 1e-6)) + 1
+    if count > 1000:
+        raise CaseError(f"tiou must hold at most 1000 thresholds, got '{text}', which are {count}; take a larger step")
     return tuple(round(parts[0] + parts[1] * i, 6) for i in range(count))
 
 

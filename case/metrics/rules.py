@@ -74,7 +74,9 @@ def apply(problem: Problem, rules: Rules) -> tuple[Instances, Instances, Bools |
 
 def first_of_each(truth: Instances) -> Bools:
     """(n,): the first of the instances that are alike in video, label, start and end."""
-    rows = np.column_stack([truth.video, truth.label, truth.segment]).astype(np.float64)
+    # Numbers of videos and labels, which may be any, become places: those fit a float exactly.
+    ids = [np.unique(column, return_inverse=True)[1] for column in (truth.video, truth.label)]
+    rows = np.column_stack([*ids, truth.segment])
     _, first = np.unique(rows, axis=0, return_index=True)
     mask = np.zeros(len(rows), dtype=bool)
     mask[first] = True

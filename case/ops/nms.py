@@ -164,6 +164,7 @@ def _run(
         raise ValueError(f"{op}: max_num must be at least 1 or None, got {max_num!r}")
     check.all_finite(op, "segments", segments)
     check.all_finite(op, "scores", scores)
+    check.narrow(op, "segments", segments, length_offset)
     return call(
         "batched_nms", segments.detach(), scores.detach(), groups, float(iou_threshold), method, float(sigma),
         float(min_score), max_num or 0, float(length_offset),

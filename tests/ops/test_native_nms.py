@@ -71,7 +71,7 @@ def both(function: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [40, 256, 400])
 def test_hard_and_decay_once_are_the_reference(rng, kind, n, dtype):
-    for threshold in rng.choice([0.0, 0.02, 0.25, 0.4, 0.5, 0.7, 0.95, 1.0], 2, replace=False).tolist():
+    for threshold in rng.choice([0.0, 1e-7, 1e-5, 0.02, 0.25, 0.4, 0.5, 0.7, 0.95, 1.0], 3, replace=False).tolist():
         segments, scores = problem(rng, kind, n, dtype)
         offset = 1.0 if kind is cancelled else float(rng.choice([0.0, 0.0, 1.0, -0.25]))
         options = {"length_offset": offset, "sigma": SIGMA, "max_num": int(rng.choice([1, 20, 10_000]))}
@@ -131,10 +131,11 @@ def test_votes_are_the_references(rng, close, kind, dtype):
             lambda: ops.batched_nms(segments, scores, groups, 0.4, vote=vote, length_offset=1.0)  # noqa: B023
         )
         assert torch.equal(found.keep, wanted.keep)
-        spread = (segments[:, 1] - segments[:, 0]).abs().max().item()
-        error = (found.segments.double() - wanted.segments.double()).abs().max().item()
-        reach = segments.abs().max().item() + spread
-        assert error <= (1e-4 if dtype == torch.float32 else 1e-10) * reach
+        # Of the size of what a segment meets: the mean is of those.
+        meets = ops.temporal_iou(segments[found.keep], segments, length_offset=1.0) > 0
+        size = torch.where(meets, segments.abs().amax(1), 0).amax(1).maximum(segments[found.keep].abs().amax(1))
+        error = (found.segments.double() - wanted.segments.double()).abs().amax(1)
+        assert (error <= (2e-5 if dtype == torch.float32 else 1e-12) * size).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -157,6 +158,29 @@ def test_blocks_settle_as_threads_do(rng, kind, n, dtype):
             assert torch.equal(keep, wanted)
             rtol = 1e-6 if dtype == torch.float32 else 1e-14
             torch.testing.assert_close(kept, wanted_scores, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["hard", "decay_once", "gaussian", "linear"])
+def test_the_widest_range_of_times_there_is(rng, method, dtype):
+    most = torch.finfo(dtype).max / 5
+    start = rng.uniform(-most, most, 400)
+    segments = torch.from_numpy(np.stack([start, start + rng.uniform(0, most / 50, 400)], 1)).to(dtype)
+    scores = torch.from_numpy(rng.permutation(400) / 400 + 0.001).to(dtype)
+    found, wanted = both(lambda: ops.nms(segments, scores, 0.3, method=method, min_score=0.2))
+    assert torch.equal(found.keep, wanted.keep)
+    torch.testing.assert_close(found.scores, wanted.scores)
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_negative_scores_and_narrow_decays(method):
+    """Segments that are one: the second decays to 0 whatever its sign, and none is lost."""
+    segments = torch.tensor([[0.0, 4.0], [0.0, 4.0], [50.0, 60.0]])
+    for scores in ([0.9, 0.5, 0.4], [-1.0, -2.0, -3.0]):
+        with ops.backend("native"):
+            keep, kept = ops.nms(segments, torch.tensor(scores), 0.4, method=method, sigma=1e-310)
+        assert sorted(keep.tolist()) == [0, 1, 2]
+        assert kept[keep == 1].abs() == 0
 
 
 def test_blocks_settle_nothing_where_there_is_nothing():
@@ -189,7 +213,10 @@ def test_a_hundred_thousand_segments_leave_none_that_should_be_gone(rng):
     segments, scores = problem(rng, uniform, 100_000, torch.float64)
     with ops.backend("native"):
         keep, kept = ops.nms(segments, scores, 0.4)
+        decayed, _ = ops.nms(segments, scores, 0.4, method="decay_once")
     assert (kept.diff() <= 0).all()
+    assert torch.equal(decayed[: len(keep)], keep)
+    assert torch.equal(decayed.sort().values, torch.arange(100_000))
     by_start = keep[segments[keep, 0].argsort()]
     place = torch.full((100_000,), -1).scatter_(0, keep, torch.arange(len(keep)))
     starts = segments[by_start, 0].contiguous()

@@ -21,6 +21,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"segments": torch.zeros(4)}, ValueError, "segments", "(4,)"),
     ({"segments": torch.zeros(4, 3)}, ValueError, "segments", "(4, 3)"),
     ({"segments": NAN_END}, ValueError, "segments", "nan at index (1, 1)"),
+    ({"segments": torch.tensor([[-3e38, 3e38]]).repeat(4, 1)}, ValueError, "segments", "-3e+38 to 3e+38"),
     ({"scores": torch.zeros(3)}, ValueError, "scores", "(3,)"),
     ({"scores": SCORES.bfloat16()}, TypeError, "scores", "torch.bfloat16"),
     ({"scores": SCORES.double()}, TypeError, "scores", "torch.float64"),
