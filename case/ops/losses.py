@@ -119,6 +119,11 @@ def clustering_losses(
     check.floating(op, "embeddings", embeddings, 3)
     m, rows, k = logits.shape
     check.shape(op, "embeddings", embeddings, (m, rows, embeddings.shape[-1]), "to match logits")
+    if embeddings.dtype != logits.dtype:
+        raise TypeError(
+            f"{op}: embeddings must have the dtype of logits, {logits.dtype}, got {embeddings.dtype}; "
+            "convert them with embeddings.to(logits.dtype)"
+        )
     check.floating(op, "attention", attention, 1)
     check.shape(op, "attention", attention, (rows,), "to match logits")
     check.floating(op, "foreground", foreground, 1)

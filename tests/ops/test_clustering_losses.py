@@ -113,6 +113,21 @@ def test_memory_layouts(draw, close, device, lay_out):
 
 
 @pytest.mark.op("clustering_losses")
+def test_any_strides_and_dtypes_of_what_has_no_gradient(draw, close, device):
+    given = {name: x.to(device) for name, x in problem(draw, 2, 30, 41, 4, 6).items()}
+    given["logits"], given["embeddings"] = given["logits"].float(), given["embeddings"].float()
+    given["attention"] = given["attention"].float().double()  # ranks must be those of float32
+    apart = {name: x.repeat_interleave(2, 0)[::2] for name, x in given.items() if x.dim() < 3}
+    expected = ops.clustering_losses(**given, **SETTINGS)
+    for got, wanted in zip(ops.clustering_losses(**{**given, **apart}, **SETTINGS), expected, strict=True):
+        close(got, wanted)
+    halved = {**given, "foreground": torch.full((1,), 0.25, device=device).expand(41)}
+    written = {**halved, "foreground": halved["foreground"].clone()}
+    for got, wanted in zip(ops.clustering_losses(**halved, **SETTINGS), ops.clustering_losses(**written, **SETTINGS)):
+        close(got, wanted)
+
+
+@pytest.mark.op("clustering_losses")
 def test_compiles(draw, check_compiles, device):
     given = {name: x if x.dtype == torch.int64 else x.float() for name, x in problem(draw, 2, 12, 20, 4, 6).items()}
     given = {name: x.to(device) for name, x in given.items()}
@@ -133,6 +148,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"logits": torch.zeros(2, 4, 3).int()}, TypeError, "logits", "torch.int32"),
     ({"embeddings": torch.zeros(2, 5, 5)}, ValueError, "embeddings", "(2, 5, 5)"),
     ({"embeddings": GOOD["embeddings"].to("meta")}, ValueError, "embeddings", "meta"),
+    ({"embeddings": GOOD["embeddings"].double()}, TypeError, "embeddings", "torch.float64"),
     ({"attention": torch.zeros(5)}, ValueError, "attention", "(5,)"),
     ({"foreground": torch.zeros(4).bool()}, TypeError, "foreground", "torch.bool"),
     ({"foreground": torch.zeros(5)}, ValueError, "foreground", "(5,)"),

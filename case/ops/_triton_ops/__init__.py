@@ -7,6 +7,7 @@ interpreter, for tests. float64 exists for gradients in the interpreter; on a GP
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from typing import Any
@@ -29,7 +30,10 @@ def _lazy(file: str, op: str) -> _backend.Implementation:
     def run(*args: Any) -> Any:
         if args[0].dtype == torch.float64 and args[0].is_cuda:
             return _backend.reference(op)(*args)
-        return getattr(importlib.import_module(f"case.ops._triton_ops.{file}"), op)(*args)
+        function = getattr(importlib.import_module(f"case.ops._triton_ops.{file}"), op)
+        # Triton launches on the current device, which need not be the tensors'.
+        with torch.cuda.device(args[0].device) if args[0].is_cuda else contextlib.nullcontext():
+            return function(*args)
 
     return run
 

@@ -13,12 +13,16 @@ from case.kernels.config import MAX_COLUMNS
 from case.ops import _backend
 from case.ops._triton_ops._common import needs_gradient
 from case.ops._triton_ops._ranks import rank_term
+from case.ops.reference._numerics import accumulation_dtype
 
 
 def clustering_losses(*chain: Any) -> tuple[Tensor, Tensor, Tensor]:
     logits, embeddings, attention, foreground, cluster_labels, index, sigma, ranks, *settings = chain
     if foreground.numel() * logits.numel() * embeddings.numel() == 0 or logits.shape[-1] > MAX_COLUMNS:
         return _backend.reference("clustering_losses")(*chain)
+    # Kernels read these with a stride of 1, and the prior in the dtype that the transport is computed in.
+    foreground, index = foreground.contiguous(), None if index is None else index.contiguous()
+    attention, cluster_labels = (x.to(accumulation_dtype(logits)) for x in (attention, cluster_labels))
     centers = cluster_labels[:, 0].unsqueeze(0)
     rows, k = logits.shape[1:]
     weights = torch.empty((rows, k + 2), dtype=torch.int64, device=logits.device)
