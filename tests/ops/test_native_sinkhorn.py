@@ -91,7 +91,7 @@ def test_sizes(draw, close, n, k, dtype):
                 q = ops.sinkhorn(logits, **options)
                 u, v = ops.sinkhorn_potentials(logits, **options)
             # Without vector instructions the sums over columns are made one by one.
-            close(q, exact(ops.sinkhorn, logits, options), 4e-6 if k == 1000 and dtype == torch.float32 else None)
+            close(q, exact(ops.sinkhorn, logits, options), 1.5e-5 if k == 1000 and dtype == torch.float32 else None)
             wanted_u, wanted_v = exact(ops.sinkhorn_potentials, logits, options)
             close(u, wanted_u, floor=1.0)  # of a single row or column the potentials can cancel to 0
             assert torch.equal(v.isinf(), wanted_v.isinf())
