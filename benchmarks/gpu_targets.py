@@ -41,9 +41,12 @@ class Target:
     inputs: Callable[[], Inputs]
     run: Callable[[Inputs], Any]
     peer: Callable[[Inputs], Any]
-    tolerance: float
+    tolerance: float = 2e-6
     leaves: tuple[str, ...] = ()
     most_launches: int | None = None
+
+
+GRADIENT_TOLERANCE = 1e-5
 
 
 def matrix(n: int, k: int) -> Inputs:
@@ -102,19 +105,19 @@ N, K, H, ROWS, MANY = 12_000, 16, 512, 4_560, 1_000_000
 TARGETS = (
     Target(
         "sinkhorn 12,000 x 16 with the rank prior", 12, 10.5, 5 * 4 * N * K, lambda: ranked(N, K), sinkhorn_of_ranks,
-        plain_ranked_sinkhorn, 2e-6, most_launches=5,
+        plain_ranked_sinkhorn, most_launches=5,
     ),
     Target(
         "clustering_losses, forward + backward", 100, 38, 2 * 4 * 2 * ROWS * H, lambda: chain(ROWS, N, K, H),
-        fused_chain, plain_chain, 2e-3, leaves=("logits", "embeddings"),
+        fused_chain, plain_chain, leaves=("logits", "embeddings"),
     ),
     Target(
         "sinkhorn 10^6 x 16", 100, 92, 5 * 4 * MANY * 16, lambda: matrix(MANY, 16), sinkhorn_of_matrix, plain_sinkhorn,
-        2e-6, most_launches=5,
+        most_launches=5,
     ),
     Target(
         "sinkhorn 10^6 x 128", 750, 690, 5 * 4 * MANY * 128, lambda: matrix(MANY, 128), sinkhorn_of_matrix,
-        plain_sinkhorn, 2e-6, most_launches=5,
+        plain_sinkhorn, most_launches=5,
     ),
     Target(
         "prototypes of 10^6 x 512 bfloat16, K = 16", 280, 265, 2 * MANY * (H + K), lambda: wide(MANY, H, K),
@@ -139,16 +142,17 @@ def placed(x: Inputs, device: str, leaves: tuple[str, ...], *, exact: bool = Fal
     return {name: move(value).requires_grad_(name in leaves) for name, value in x.items()}
 
 
-def error_of(target: Target, x: Inputs) -> float:
-    """Largest error of any result, as a share of its largest value, against the reference in float64."""
+def errors_of(target: Target, x: Inputs) -> tuple[float, float]:
+    """Largest error of any result and of any gradient, as a share of its largest value; reference in float64."""
     found = call(target.run, placed(x, "cuda", target.leaves), target.leaves)
     with ops.backend("reference"):
         expected = call(target.run, placed(x, "cuda", target.leaves, exact=True), target.leaves)
-    worst = 0.0
-    for got, wanted in zip(found, expected, strict=True):
+    worst = [0.0, 0.0]
+    for at, (got, wanted) in enumerate(zip(found, expected, strict=True)):
         difference = (got.double() - wanted).abs().max().item() / (wanted.abs().max().item() or 1.0)
-        worst = max(worst, difference if difference == difference else float("inf"))
-    return worst
+        gradient = at >= len(found) - len(target.leaves)
+        worst[gradient] = max(worst[gradient], difference if difference == difference else float("inf"))
+    return worst[0], worst[1]
 
 
 def capture(function: Callable[[Inputs], Any], sets: list[Inputs], leaves: tuple[str, ...]) -> Callable[[], None]:
@@ -196,21 +200,33 @@ def measure(target: Target, *, quick: bool) -> dict[str, Any]:
     bytes_of_one = sum(value.nbytes for value in first.values())
     count = max(2, min(300, int(ROTATED_BYTES / bytes_of_one)))
     sets = [placed(first if i == 0 else target.inputs(), "cuda", target.leaves) for i in range(count)]
+    error, gradient_error = errors_of(target, first)
     found: dict[str, Any] = {
         "name": target.name, "limit_us": target.limit_us, "predicted_us": target.predicted_us,
-        "floor_us": 1e6 * target.moved / BANDWIDTH, "error": error_of(target, first), "tolerance": target.tolerance,
+        "floor_us": 1e6 * target.moved / BANDWIDTH, "error": error, "tolerance": target.tolerance,
+        "gradient_error": gradient_error, "right": error <= target.tolerance and gradient_error <= GRADIENT_TOLERANCE,
         "launches": launches(target.run, sets[0], target.leaves), "most_launches": target.most_launches,
         "rotated_sets": count,
     }  # fmt: skip
     repeats = 15 if quick else 50
     found["replay"] = timed(capture(target.run, sets, target.leaves), count, repeats)
-    found["eager case"] = timed(lambda: call(target.run, sets[0], target.leaves), 1, repeats)
-    found["eager torch"] = timed(lambda: call(target.peer, sets[0], target.leaves), 1, repeats)
+    # Peers rotate as well; a few sets already exceed the L2 cache together with what eager code writes between.
+    few = sets[:20]
+
+    def each(function: Callable[[Inputs], Any]) -> Callable[[], None]:
+        def run() -> None:
+            for x in few:
+                call(function, x, target.leaves)
+
+        return run
+
+    found["eager case"] = timed(each(target.run), len(few), repeats)
+    found["eager torch"] = timed(each(target.peer), len(few), repeats)
     for mode in () if quick else COMPILE_MODES:
         torch._dynamo.reset()
         try:
             compiled = torch.compile(target.peer, mode=mode)
-            found[mode] = timed(lambda: call(compiled, sets[0], target.leaves), 1, repeats)  # noqa: B023
+            found[mode] = timed(each(compiled), len(few), repeats)
         except Exception as error:  # a peer that does not compile is reported, not hidden
             found[mode] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     return found
@@ -219,14 +235,15 @@ def measure(target: Target, *, quick: bool) -> dict[str, Any]:
 def row(found: dict[str, Any]) -> str:
     replay, eager = found["replay"]["median_us"], found["eager torch"]["median_us"]
     verdict = "ok" if replay <= found["limit_us"] else "MISSED"
-    if found["error"] > found["tolerance"]:
+    if not found["right"]:
         verdict = "WRONG"
     elif found["most_launches"] and found["launches"] > found["most_launches"]:
         verdict = "TOO MANY LAUNCHES"
     compiled = [f"{found[mode].get('median_us', float('nan')):9.1f}" for mode in COMPILE_MODES if mode in found]
+    errors = f"{found['error']:.0e} {found['gradient_error']:.0e}"
     return (
         f"{found['name']:<44}{found['floor_us']:7.1f}{found['predicted_us']:7.1f}{found['limit_us']:7.0f}{replay:9.1f}"
-        f"{found['launches']:4d}{eager:10.1f}{''.join(compiled)}  {found['error']:.1e}  {verdict}"
+        f"{found['launches']:4d}{eager:10.1f}{''.join(compiled)}  {errors}  {verdict}"
     )
 
 
@@ -247,7 +264,7 @@ def main(argv: list[str]) -> int:
     print(f"{'microseconds':<44}{'floor':>7}{'pred.':>7}{'limit':>7}{'replay':>9}{'n':>4}{'eager':>10}{'compiled':>9}")
     for found in results:
         print(row(found))
-    return 1 if any(found["error"] > found["tolerance"] for found in results) else 0
+    return 0 if all(found["right"] for found in results) else 1
 
 
 if __name__ == "__main__":

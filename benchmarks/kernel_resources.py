@@ -34,6 +34,10 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 
 
+# Every padded width that launches tell apart, and what lies just beyond.
+COLUMNS = (1, 2, 4, 8, 32, 33, 128, config.MAX_CHAIN_CLUSTERS, 512, config.MAX_COLUMNS)
+
+
 class Resources(NamedTuple):
     """Of one compiled kernel: registers a thread, bytes of shared memory a program, bytes of stack a thread."""
 
@@ -130,18 +134,23 @@ def cases(everything: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     rows = [12_000]
     if everything:
         sinkhorn += [(12_000, 16, torch.bfloat16), (12_000, 16, torch.float16), (1_000_000, 16, torch.float32)]
-        sinkhorn += [(300, 16, torch.float32), (60, 5, torch.float32), (5000, 33, torch.float32)]
-        sinkhorn += [(2000, 2000, torch.float32)]
-        rows += [1_000_000, 5000]
+        sinkhorn += [(300, 16, torch.float32), (60, 5, torch.float32), (1_000_000, 5, torch.float32)]
+        sinkhorn += [(5000, k, torch.float32) for k in COLUMNS]
+        rows += [1_000_000]
         yield "clustering_losses, many", lambda: _clustering(400_000, 1_000_000, 128, torch.float32)
+        for k in COLUMNS:
+            yield f"clustering_losses K={k}", lambda k=k: _clustering(3000, 5000, k, torch.float32)
+            for dtype in kinds:
+                yield f"prototypes K={k} {dtype}", lambda k=k, dtype=dtype: _prototypes(5000, k, dtype)
+                yield f"cosine K={k} {dtype}", lambda k=k, dtype=dtype: _cosine(5000, k, dtype)
+                yield f"losses K={k} {dtype}", lambda k=k, dtype=dtype: _losses(5000, k, dtype)
     for n, k, dtype in sinkhorn:
         yield f"sinkhorn {n} x {k} {dtype}", lambda n=n, k=k, dtype=dtype: _sinkhorn(n, k, dtype)
     for dtype in kinds if everything else kinds[:2]:
         for n in rows:
-            k = 128 if n == 5000 else 16
-            yield f"prototypes {n} {dtype}", lambda n=n, k=k, dtype=dtype: _prototypes(n, k, dtype)
-            yield f"cosine {n} {dtype}", lambda n=n, k=k, dtype=dtype: _cosine(n, k, dtype)
-            yield f"losses {n} {dtype}", lambda n=n, k=k, dtype=dtype: _losses(n, k, dtype)
+            yield f"prototypes {n} {dtype}", lambda n=n, dtype=dtype: _prototypes(n, 16, dtype)
+            yield f"cosine {n} {dtype}", lambda n=n, dtype=dtype: _cosine(n, 16, dtype)
+            yield f"losses {n} {dtype}", lambda n=n, dtype=dtype: _losses(n, 16, dtype)
         yield f"clustering_losses {dtype}", lambda dtype=dtype: _clustering(4560, 12_000, 16, dtype)
 
 

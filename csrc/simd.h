@@ -92,7 +92,7 @@ CASE_INLINE T simd_exp(T x) {
   return x < F::exp_lowest ? T(0) : sum * power;
 }
 
-// log x for finite x >= 0, denormal ones included; -infinity for 0.
+// log x for finite x >= 0, denormal ones included; -infinity for 0, NaN for NaN.
 template <typename T>
 CASE_INLINE T simd_log(T x) {
   using F = Format<T>;
@@ -113,7 +113,8 @@ CASE_INLINE T simd_log(T x) {
   T sum = kSeries<T>.log[F::log_terms];
   for (int i = F::log_terms - 1; i >= 1; --i) sum = sum * square + kSeries<T>.log[i];
   const T log_m = T(2) * s + (s * square * sum + e * F::ln2_low);
-  return x == T(0) ? -std::numeric_limits<T>::infinity() : e * F::ln2_high + log_m;
+  const T found = x == T(0) ? -std::numeric_limits<T>::infinity() : e * F::ln2_high + log_m;
+  return x == x ? found : x;
 }
 
 }  // namespace case_wtal

@@ -101,8 +101,9 @@ class Solver {
     for (int64_t k = 0; k < k_; ++k) {
       double top = -kInfinity<double>, total = 0;
       for (int64_t c = 0; c < chunks; ++c) top = std::max(top, peaks_[c * k_ + k]);
-      for (int64_t c = 0; c < chunks && top > -kInfinity<double>; ++c) {
-        total += sums_[c * k_ + k] * std::exp(peaks_[c * k_ + k] - top);
+      for (int64_t c = 0; c < chunks; ++c) {
+        // Without a peak sums are 0 or NaN.
+        total += sums_[c * k_ + k] * (top > -kInfinity<double> ? std::exp(peaks_[c * k_ + k] - top) : 1.0);
       }
       column_[k] = total == 0 ? -kInfinity<double> : top + std::log(total);
     }
@@ -114,7 +115,7 @@ class Solver {
     if (tiles_.domain == Domain::linear && !span.linear(lowest_, problem_.linear_range)) to_logs();
     const bool linear = tiles_.domain == Domain::linear;
     factor_of(v_.data(), k_, tiles_.domain, span.top, factor_.data());
-    const double weight = total_ > 0 ? 1 / total_ : 0;
+    const double weight = total_ == 0 ? 0 : 1 / total_;
     run(tiles_,
         RowStep<T>{linear ? nullptr : factor_.data(), linear ? factor_.data() : ones_.data(),
                    linear ? T(span.top) : T(0), weight, sums ? sums_.data() : nullptr, q, u},
@@ -140,7 +141,7 @@ class Solver {
     row_step(false, nullptr, weights.data());
     for (int64_t n = 0; n < view_.n; ++n) {
       const T r = view_.row_marginal ? view_.row_marginal[n] : T(1);
-      weights[n] = r > 0 ? weights[n] + std::log(r) : -kInfinity<T>;
+      weights[n] = r == 0 ? -kInfinity<T> : weights[n] + std::log(weight_of(r));
     }
     to_logs();
     column_step(weights.data());

@@ -39,11 +39,11 @@ class Gradient {
   void solve(const Cotangent<T>& given, const T* grad_v, GradientStep<T> step, T* centers, T* column_marginal) {
     run_and_add(LastCotangent<T>{iterations_.back(), given, sums_.data()}, iterations_.back());
     for (int64_t k = 0; k < k_ && grad_v; ++k) cotangent_[k] += grad_v[k];
-    const double weight = total_ > 0 ? 1 / total_ : 0;
+    const double weight = total_ == 0 ? 0 : 1 / total_;
     for (int t = ran_ - 2; t >= 0; --t) {
       const double* column = history_.columns + (t + 1) * k_;
       for (int64_t k = 0; k < k_; ++k) {
-        const bool mass = std::isfinite(column[k]);
+        const bool mass = column[k] != -kInfinity<double>;
         const double h = mass ? cotangent_[k] / (std::exp(column[k]) * weight) : 0;
         column_cotangent_[k] += mass ? cotangent_[k] : 0;
         factor_h_[t * k_ + k] = T(iterations_[t].factor[k] * h);
@@ -52,7 +52,7 @@ class Gradient {
     }
     std::vector<T> first_cotangent(k_), first_column(k_);
     for (int64_t k = 0; k < k_; ++k) {
-      const bool mass = std::isfinite(history_.columns[k]);
+      const bool mass = history_.columns[k] != -kInfinity<double>;
       first_cotangent[k] = mass ? T(cotangent_[k]) : T(0);
       first_column[k] = mass ? T(history_.columns[k]) : kInfinity<T>;
       column_cotangent_[k] += first_cotangent[k];
@@ -68,7 +68,7 @@ class Gradient {
     if (centers) add_centers(centers);
     for (int64_t k = 0; k < k_ && column_marginal; ++k) {
       const double c = view_.column_marginal[k];
-      column_marginal[k] = c > 0 ? T(column_cotangent_[k] / c) : T(0);
+      column_marginal[k] = c == 0 ? T(0) : T(column_cotangent_[k] / c);
     }
   }
 

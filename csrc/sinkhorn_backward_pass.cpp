@@ -43,7 +43,7 @@ CASE_INLINE void earlier_rows(const Tiles<T>& tiles, const T* w, const Iteration
   const T* r = tiles.view->row_marginal ? tiles.view->row_marginal + first : tiles.ones;
   for (int64_t n = 0; n < rows; ++n) {
     mean[n] *= share[n];
-    share[n] *= (r[n] > 0 ? r[n] : T(0)) * T(weight);
+    share[n] *= weight_of(r[n]) * T(weight);
   }
 }
 
@@ -117,7 +117,7 @@ CASE_INLINE void gradient_step(const Tiles<T>& tiles, const GradientStep<T>& ste
         for (int64_t j = 0; j < k; ++j) total[n * k + j] += w[n * k + j] * (it.factor[j] * b - it.factor_h[j] * a);
       }
       for (int64_t n = 0; n < rows && step.row_marginal; ++n) {
-        step.row_marginal[first + n] -= view.row_marginal[first + n] > 0 ? mean[n] * T(step.weight) : T(0);
+        step.row_marginal[first + n] -= view.row_marginal[first + n] == 0 ? T(0) : mean[n] * T(step.weight);
       }
     }
     // The first v: its cotangent times the softmax of L over rows, exp(L - first_column).
@@ -141,7 +141,7 @@ CASE_INLINE void gradient_step(const Tiles<T>& tiles, const GradientStep<T>& ste
         const T* prior = view.prior + (first + n) * view.prior_stride;
         T* out = step.prior + (first + n) * k;
 #pragma omp simd
-        for (int64_t j = 0; j < k; ++j) out[j] = prior[j] > 0 ? total[n * k + j] / prior[j] : T(0);
+        for (int64_t j = 0; j < k; ++j) out[j] = prior[j] == 0 ? T(0) : total[n * k + j] / prior[j];
       }
     }
     if (center_sums) {

@@ -17,9 +17,12 @@ CASE_INLINE void linear_start(const Tiles<T>& tiles, const LinearStart<T>& step,
   grid.each_tile(chunk, [&](int64_t first, int64_t rows, int64_t index) CASE_INLINE_LAMBDA {
     const T* tile = fetch<T, K>(tiles, first, rows, index, local, extent);
     const double shift = tiles.shift[index];
-    if (shift == -kInfinity<double>) return;
-    const double next = std::max(peak, shift), kept = std::exp(peak - next), weight = std::exp(shift - next);
     column_sums<T, K>(tile, tiles.ones, rows, k, column);
+    if (shift == -kInfinity<double>) {
+      for (int64_t j = 0; j < k; ++j) sums[j] += column[j];  // 0 or NaN
+      return;
+    }
+    const double next = std::max(peak, shift), kept = std::exp(peak - next), weight = std::exp(shift - next);
     for (int64_t j = 0; j < k; ++j) sums[j] = sums[j] * kept + double(column[j]) * weight;
     peak = next;
   });
@@ -71,7 +74,7 @@ CASE_INLINE void row_step(const Tiles<T>& tiles, const RowStep<T>& step, int64_t
     if (sums) {
       const T* r = tiles.view->row_marginal ? tiles.view->row_marginal + first : tiles.ones;
       for (int64_t n = 0; n < rows; ++n) {
-        const T given = (r[n] > 0 ? r[n] : T(0)) * T(step.weight);
+        const T given = weight_of(r[n]) * T(step.weight);
         weight[n] = sum[n] == 0 ? T(0) : given / sum[n];
       }
       column_sums<T, K>(w, weight, rows, k, column);

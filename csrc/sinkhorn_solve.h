@@ -52,23 +52,23 @@ void each_problem(int64_t batch, int64_t entries, int num_threads, const F& solv
   }
 }
 
-// sum(r), in which rows of negative weight have none.
+// sum(r).
 template <typename T>
 double row_total(const View<T>& view) {
   if (!view.row_marginal) return double(view.n);
   double total = 0;
-  for (int64_t n = 0; n < view.n; ++n) total += view.row_marginal[n] > 0 ? view.row_marginal[n] : 0;
+  for (int64_t n = 0; n < view.n; ++n) total += weight_of(view.row_marginal[n]);
   return total;
 }
 
-// log c_k; -infinity where c_k is not positive.
+// log c_k; -infinity where c_k is 0.
 template <typename T>
 std::vector<double> log_columns(const View<T>& view) {
   std::vector<double> log_c(view.k, 0.0);
   if (!view.column_marginal) return log_c;
   for (int64_t k = 0; k < view.k; ++k) {
     const double c = view.column_marginal[k];
-    log_c[k] = c > 0 ? std::log(c) : -kInfinity<double>;
+    log_c[k] = c == 0 ? -kInfinity<double> : std::log(weight_of(c));
   }
   return log_c;
 }

@@ -15,6 +15,12 @@ namespace case_wtal {
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
+// An entry of a prior or a marginal; NaN if it is none, so that it shows in the result.
+template <typename T>
+CASE_INLINE T weight_of(T x) {
+  return x >= 0 ? x : std::numeric_limits<T>::quiet_NaN();
+}
+
 // One problem of a SinkhornProblem.
 template <typename T>
 struct View {
@@ -89,7 +95,7 @@ CASE_INLINE void log_tile(const View<T>& view, int64_t first, int64_t rows, T* o
   for (int64_t n = 0; n < rows; ++n) {
     const T* prior = view.prior + (first + n) * view.prior_stride;
 #pragma omp simd
-    for (int64_t j = 0; j < k; ++j) out[n * k + j] += simd_log(prior[j] > 0 ? prior[j] : T(0));
+    for (int64_t j = 0; j < k; ++j) out[n * k + j] += simd_log(weight_of(prior[j]));
   }
 }
 
@@ -123,7 +129,7 @@ CASE_INLINE T linear_tile(const View<T>& view, int64_t first, int64_t rows, T* o
       const T positive = prior[j] > 0 ? prior[j] : kInfinity<T>;
       prior_low = positive < prior_low ? positive : prior_low;
       prior_high = prior[j] > prior_high ? prior[j] : prior_high;
-      row[j] *= prior[j] > 0 ? prior[j] : T(0);
+      row[j] *= weight_of(prior[j]);
     }
   }
   extent.prior_low = prior_low;

@@ -81,7 +81,7 @@ def forward(
         partial, sums, products, logits, logits.stride(), _shared(weights, streams), losses, rows, k, width, splits,
         launch.blocks_h, launch.row_tiles,
         ACC=acc, BLOCK_H=launch.block_h, BLOCK_C=launch.block_c, BLOCK_N=launch.block_n, BLOCK_K=launch.block_k,
-        num_warps=4,
+        num_warps=4, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     scc, ccc = torch.empty((), **options), torch.empty((), **options)
     labels = torch.empty((k, 2), **options)
@@ -89,7 +89,7 @@ def forward(
     _cluster_classification[(1,)](
         products, masses, losses, scc, ccc, labels, factors, streams, n, k, splits, launch.blocks_h, losses.numel(),
         settings.ot_scale / streams, settings.cosine_scale, settings.n_iters,
-        EPS=L2_EPS, ACC=acc, BLOCK_C=launch.block_c, num_warps=4,
+        EPS=L2_EPS, ACC=acc, BLOCK_C=launch.block_c, num_warps=4, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     return Chain(scc, ccc, labels, weights, sums, factors)
 
@@ -118,14 +118,17 @@ def _shared(weights: Tensor, streams: int) -> Weights:
 
 @triton.jit
 def _load_scc_tile(logits, strides, weights, stream, rows, cols, count, k, ACC: tl.constexpr):
-    """(softmax of S, its log total, S with 0 for what is not there, W) for a tile of distinct rows."""
+    """(softmax of S, its log total, S with 0 for what is not there, W) for a tile of distinct rows.
+
+    A row that nobody sampled has no part in the losses, whatever it holds.
+    """
     inside = (rows < count)[:, None] & (cols < k)[None, :]
-    at = logits + stream * strides[0] + rows[:, None] * strides[1] + cols[None, :] * strides[2]
+    at = logits + stream * strides[0] + rows[:, None] * strides[1] + cols.to(tl.int64)[None, :] * strides[2]
     x = tl.load(at, mask=inside, other=float("-inf")).to(ACC)
-    p, total = softmax_rows(x)
     w = load_weights(weights, stream, rows, cols, count, k, ACC)
-    some = total > float("-inf")
-    return p, tl.where(some, total, 0.0), tl.where(x > float("-inf"), x, 0.0), w
+    x = tl.where((tl.sum(w, axis=1) == 0)[:, None], 0.0, x)
+    p, total = softmax_rows(x)
+    return p, tl.where(total == float("-inf"), 0.0, total), tl.where(x == float("-inf"), 0.0, x), w
 
 
 @triton.jit
@@ -206,7 +209,7 @@ def _cluster_classification(
     # Every stream has the same masses: those of the first are read.
     mass = sum_parts(masses, splits, columns, c, 16, BLOCK_C, ACC)
     beta = tl.where(sides == 0, _at_column(mass, columns, k), _at_column(mass, columns, k + 1))
-    log_beta = tl.where(beta > 0, tl.log(tl.where(beta > 0, beta, 1.0)), float("-inf"))
+    log_beta = tl.where(beta == 0, float("-inf"), tl.log(tl.where(beta == 0, 1.0, beta)))
     ones = tl.full((BLOCK_C,), 1.0, ACC)
     v = iterate_tile(x, ones, log_beta, None, 0, 1, n_iters, 0.0, sides, 2, False)
     r, _ = softmax_rows(x + v[None, :])

@@ -69,8 +69,13 @@ MAX_COLUMNS = 2048  # a program holds whole rows
 MAX_REGISTERS = 255
 
 
-def sinkhorn_launch(problems: int, n: int, k: int, device: Device, *, ranked: bool = False) -> SinkhornLaunch:
-    """For ``problems`` of n rows and k <= MAX_COLUMNS columns. ``ranked``: ranks are found in the first read."""
+def sinkhorn_launch(
+    problems: int, n: int, k: int, device: Device, *, ranked: bool = False, with_prior: bool = False
+) -> SinkhornLaunch:
+    """For ``problems`` of n rows and k <= MAX_COLUMNS columns.
+
+    ranked: ranks are found in the first read. with_prior: a matrix is read beside the logits.
+    """
     block_k = max(2, next_power_of_2(k))
     whole = max(1, next_power_of_2(n)) * block_k
     # 32 elements a thread for each of the three tiles that live at once: some 130 of 255 registers. Ranking needs the
@@ -84,12 +89,14 @@ def sinkhorn_launch(problems: int, n: int, k: int, device: Device, *, ranked: bo
         return SinkhornLaunch(False, block_n, block_k, 4, ceil_div(n, rows_per_part), rows_per_part, 2)
     # Small problems are bound by latency: one tile of 8 elements a thread for each program, one wave of programs. Large
     # ones by memory: two programs a multiprocessor (16 elements a thread, under 128 registers), each with two tiles of
-    # 16 KiB on their way while a third is worked on. More programs would only mean more partial sums, which every
-    # program of the next launch reads.
+    # 16 KiB on their way while a third is worked on; of two matrices, half as much of each. More programs would only
+    # mean more partial sums, which every program of the next launch reads.
     room = max(1, 2 * device.multiprocessors // problems)
     small = ceil_div(n * block_k, 2048) <= 2 * room
-    elements = 2048 if small else 4096
+    elements = 2048 if small or with_prior else 4096
     block_n = max(1, elements // block_k)
+    if ranked:
+        block_n = min(block_n, 256)  # a row a thread: each is searched for in every chunk of scores
     tiles = ceil_div(n, block_n)
     rows_per_part = ceil_div(tiles, min(tiles, 2 * room if small else room)) * block_n
     parts = ceil_div(n, rows_per_part)
@@ -248,6 +255,9 @@ def cosine_backward_launch(problems: int, m: int, p: int, d: int, element_size: 
     return CosineLaunch(block_m, block_p, block_d, 8 if block_p == 64 else 4, 3, rows_per_split)
 
 
+MAX_CHAIN_CLUSTERS = 254  # of which programs hold whole columns, and two more, without spilling
+
+
 @dataclass(frozen=True)
 class ChainLaunch:
     """Of the kernels around the prototypes in ``kernels.clustering``. c: padded number of weight columns, K + 2."""
@@ -268,7 +278,7 @@ class ChainLaunch:
 
 
 def chain_launch(streams: int, rows: int, k: int, width: int, device: Device) -> ChainLaunch:
-    """For ``streams`` of ``rows`` distinct rows, k clusters and embeddings of ``width`` elements."""
+    """For ``streams`` of ``rows`` distinct rows, k <= MAX_CHAIN_CLUSTERS, embeddings of ``width`` elements."""
     block_c = max(16, next_power_of_2(k + 2))
     block_k = max(2, next_power_of_2(k))
     if device.interpreted:
@@ -283,7 +293,7 @@ def chain_launch(streams: int, rows: int, k: int, width: int, device: Device) ->
         # More weight columns than fit one block are made anew for each tile of rows: narrower, for the registers.
         block_e_c = min(32, block_c)
         block_e = max(16, min(128 if block_e_c == block_c else 64, next_power_of_2(width)))
-        block_e_n = 64
+        block_e_n = 64 if block_k <= 128 else 32  # dS: rows of several tiles of all clusters
         parts = max(1, 4 * device.multiprocessors // (streams * ceil_div(width, block_e)))
     rows_per_part = ceil_div(ceil_div(rows, parts), block_e_n) * block_e_n
     return ChainLaunch(

@@ -93,7 +93,7 @@ def backward(
 @triton.jit
 def _inverse(norm):
     """1 / max(norm, EPS): 0 where the sum of squares overflowed, as in the reference."""
-    return 1.0 / tl.maximum(norm, _EPS)
+    return 1.0 / tl.where(norm < _EPS, _EPS, norm)  # a maximum would pass over NaN
 
 
 @triton.jit

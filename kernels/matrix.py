@@ -14,8 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 # Sums of plan rows over repeats of a row are held as int64 multiples of this: integers have one sum, in any order. A
-# row has room for two million repeats.
+# row has room for two million repeats. Rounding to it is below float32's own wherever a weight exceeds 2^-18; a smaller
+# one loses 2^-43 of the whole a sample, which no loss can show.
 WEIGHT_UNIT = tl.constexpr(2.0**-42)
+# Such a sum that has met a NaN. Whatever else is added, up to half a million repeats, it stays below -2^62.
+NOT_A_NUMBER = tl.constexpr(-3 * 2**61)
 
 ACCUMULATE = {torch.float64: tl.float64}  # everything else is computed in float32
 
@@ -79,6 +82,12 @@ def _strides(x: Tensor | None) -> tuple[int, int, int]:
 
 
 @triton.jit
+def weights_of_units(units, ACC: tl.constexpr):
+    """What sums in ``WEIGHT_UNIT`` stand for."""
+    return tl.where(units < -(2**62), float("nan"), units.to(ACC) * WEIGHT_UNIT)
+
+
+@triton.jit
 def row_indices(first, BLOCK: tl.constexpr):
     """first .. first + BLOCK as int64, so that no offset overflows at 2^31 elements."""
     return (first + tl.arange(0, BLOCK)).to(tl.int64)
@@ -103,7 +112,7 @@ def load_log_matrix(m, problem, rows, cols, n, k, ACC: tl.constexpr, position):
     if m.prior is not None:
         at = m.prior + problem * m.prior_strides[0] + rows[:, None] * m.prior_strides[1]
         weight = tl.load(at + columns[None, :] * m.prior_strides[2], mask=inside, other=0.0).to(ACC)
-        inside &= weight > 0
+        inside &= weight != 0  # true of NaN, and of what is negative, whose logarithm is
         x += tl.log(tl.where(inside, weight, 1.0))
     if m.ranks is not None:
         if position is None:
@@ -117,7 +126,7 @@ def load_log_matrix(m, problem, rows, cols, n, k, ACC: tl.constexpr, position):
 
 @triton.jit
 def log_rank_prior(ranks, position, problem, cols, k, ACC: tl.constexpr):
-    at = ranks.centers + problem * ranks.stride_b + cols * ranks.stride_k
+    at = ranks.centers + problem * ranks.stride_b + cols.to(tl.int64) * ranks.stride_k
     center = tl.load(at, mask=cols < k, other=0.0).to(ACC)
     if ranks.complement:
         center = 1.0 - center
@@ -127,9 +136,14 @@ def log_rank_prior(ranks, position, problem, cols, k, ACC: tl.constexpr):
 
 @triton.jit
 def softmax_rows(x):
-    """(softmax over the last dimension, its logarithmic total); 0 and -inf where a row is all -inf."""
+    """(softmax over the last dimension, its logarithmic total); 0 and -inf where a row is all -inf, NaN if it has one.
+
+    What is empty is asked of the sum, never of the peak: a maximum passes over NaN.
+    """
     peak = tl.max(x, axis=1)
-    some = peak > float("-inf")
-    e = tl.exp(x - tl.where(some, peak, 0.0)[:, None])
-    total = tl.where(some, tl.sum(e, axis=1), 1.0)
-    return e / total[:, None], tl.where(some, tl.where(some, peak, 0.0) + tl.log(total), float("-inf"))
+    peak = tl.where(peak > float("-inf"), peak, 0.0)
+    e = tl.exp(x - peak[:, None])
+    total = tl.sum(e, axis=1)
+    empty = total == 0
+    total = tl.where(empty, 1.0, total)
+    return e / total[:, None], tl.where(empty, float("-inf"), peak + tl.log(total))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from case.kernels.config import MAX_REGISTERS, device_of, next_power_of_2, prototypes_launch
 from case.kernels.dots import full_dot
-from case.kernels.matrix import WEIGHT_UNIT, LogMatrix, accumulator, load_log_matrix, row_indices, torch_dtype
+from case.kernels.matrix import LogMatrix, accumulator, load_log_matrix, row_indices, torch_dtype, weights_of_units
 from case.kernels.tiles import Matrices, load_tile, matrices
 
 L2_EPS = 1e-12  # as in torch.nn.functional.normalize
@@ -99,7 +99,7 @@ def load_weights(weights, problem, rows, cols, n, k, ACC: tl.constexpr):
     else:
         w = load_tile(weights.matrix, problem, rows, cols, (rows < n)[:, None] & (cols < k)[None, :])
         if w.dtype == tl.int64:
-            w = w.to(ACC) * WEIGHT_UNIT
+            w = weights_of_units(w, ACC)
         elif w.dtype.primitive_bitwidth > 16 or ACC.primitive_bitwidth > 32:
             w = w.to(ACC)
         return w
@@ -168,7 +168,7 @@ def _finish(
         tl.store(sizes + at, size)
     if NORMALIZE == "l2":
         size = tl.sqrt(tl.sum(found * found, axis=0))
-        found = found / tl.maximum(size, EPS)
+        found = found / tl.where(size < EPS, EPS, size)  # a maximum would pass over NaN
         tl.store(sizes + at, size)
     tl.store(z + at * d + at_d, found.to(z.dtype.element_ty), mask=at_d < d)
     if exact is not None:

@@ -71,7 +71,7 @@ def _sum_gradients(
             if of_masses is not None:
                 tl.store(of_masses + at, tl.where(some, -along / divisor, 0.0))
         else:
-            g = (g - x * tl.where(size >= EPS, along, 0.0)) / tl.maximum(size, EPS)
+            g = (g - x * tl.where(size >= EPS, along, 0.0)) / tl.where(size < EPS, EPS, size)
     tl.store(of_sums + at * d + at_d, g, mask=at_d < d)
 
 

@@ -25,7 +25,15 @@ import triton.language as tl
 from torch import Tensor
 
 from case.kernels.config import device_of, sinkhorn_launch
-from case.kernels.matrix import WEIGHT_UNIT, LogMatrix, load_log_matrix, row_indices, softmax_rows, torch_dtype
+from case.kernels.matrix import (
+    NOT_A_NUMBER,
+    WEIGHT_UNIT,
+    LogMatrix,
+    load_log_matrix,
+    row_indices,
+    softmax_rows,
+    torch_dtype,
+)
 from case.kernels.ranks import SortedChunks, ranks_of
 
 _LEAST = tl.constexpr(-3.0e38)  # below every finite logit; -inf - -inf would be NaN
@@ -80,7 +88,7 @@ def solve(
     problems, n, k = sizes
     dtype, device = torch_dtype(acc), m.logits.device
     ranked = sorted_ is not None
-    launch = sinkhorn_launch(problems, n, k, device_of(m.logits), ranked=ranked)
+    launch = sinkhorn_launch(problems, n, k, device_of(m.logits), ranked=ranked, with_prior=m.prior is not None)
     trace = Trace(
         torch.empty((n_iters, problems, k), dtype=dtype, device=device),
         torch.empty((n_iters, problems, k), dtype=dtype, device=device),
@@ -93,7 +101,10 @@ def solve(
         return trace
     parts = torch.empty((3, problems, launch.parts, k), dtype=dtype, device=device)
     grid = (problems, launch.parts)  # only the first axis goes beyond 65535
-    _first_columns[grid](m, parts, sorted_, problems, n, k, launch.rows_per_part, RANKED=ranked, **fixed)
+    _first_columns[grid](
+        m, parts, sorted_, problems, n, k, launch.rows_per_part,
+        RANKED=ranked, STAGES=1 if ranked else launch.stages, **fixed,
+    )  # fmt: skip
     for t in range(1, n_iters + 1):
         # The first read leaves its peaks in parts[2]; sums alternate between the other two.
         _iterate[grid](
@@ -108,37 +119,37 @@ def load_log_columns(given, problem, cols, k, ACC: tl.constexpr):
     """log c, -inf where c is 0; 0 for a uniform marginal, since only ratios matter."""
     log_c = tl.zeros_like(cols).to(ACC)
     if given.columns is not None:
-        at = given.columns + problem * given.columns_stride_b + cols * given.columns_stride_k
+        at = given.columns + problem * given.columns_stride_b + cols.to(tl.int64) * given.columns_stride_k
         c = tl.load(at, mask=cols < k, other=1.0).to(ACC)
-        log_c = tl.where(c > 0, tl.log(tl.where(c > 0, c, 1.0)), float("-inf"))
+        log_c = tl.where(c == 0, float("-inf"), tl.log(tl.where(c == 0, 1.0, c)))
     return log_c
 
 
 @triton.jit
 def load_rows(given, problem, rows, n, ACC: tl.constexpr):
-    """r, or 1."""
+    """r, or 1; NaN where it is negative, as its logarithm would be."""
     r = tl.full(rows.shape, 1.0, ACC)
     if given.rows is not None:
         at = given.rows + problem * given.rows_stride_b + rows * given.rows_stride_n
         r = tl.load(at, mask=rows < n, other=0.0).to(ACC)
+        r = tl.where(r < 0, float("nan"), r)
     return r
 
 
 @triton.jit
 def first_potential(log_total, log_c):
     """v^1; 0 for a column without mass, which takes no part."""
-    mass = log_total > float("-inf")
-    v = log_c - tl.where(mass, log_total, 0.0)
-    return tl.where(mass, v, 0.0)
+    empty = log_total == float("-inf")  # in such questions NaN has to count as mass, or it would be lost
+    return tl.where(empty, 0.0, log_c - tl.where(empty, 0.0, log_total))
 
 
 @triton.jit
 def next_potential(v, s, log_c):
     """v^{t+1} from v^t and S^t. A column of marginal 0 stays at -inf."""
-    wanted = log_c > float("-inf")
-    mass = s > 0
-    moved = tl.where(wanted, v, 0.0) + tl.where(wanted, log_c, 0.0) - tl.log(tl.where(mass, s, 1.0))
-    return tl.where(wanted, tl.where(mass, moved, 0.0), v)
+    wanted = log_c != float("-inf")
+    empty = s == 0
+    moved = tl.where(wanted, v, 0.0) + tl.where(wanted, log_c, 0.0) - tl.log(tl.where(empty, 1.0, s))
+    return tl.where(wanted, tl.where(empty, 0.0, moved), v)
 
 
 @triton.jit
@@ -157,8 +168,12 @@ def _store_trace(trace, t, problem, problems, cols, k, v, total):
 
 
 @triton.jit
-def _in_units(x):
-    return tl.floor(x * (1.0 / WEIGHT_UNIT) + 0.5).to(tl.int64)
+def _add_in_units(at, x, inside):
+    """Add x, in units of ``WEIGHT_UNIT``, to int64 at ``at``; NaN leaves what ``weights_of_units`` reads as NaN."""
+    known = x == x
+    units = tl.floor(tl.where(known, x, 0.0) * (1.0 / WEIGHT_UNIT) + 0.5).to(tl.int64)
+    tl.atomic_add(at, units, mask=inside, sem="relaxed")
+    tl.atomic_min(at, tl.full(x.shape, NOT_A_NUMBER, tl.int64), mask=inside & ~known, sem="relaxed")
 
 
 @triton.jit
@@ -174,9 +189,9 @@ def add_to_rows(out, index, rows, cols, p, n, k):
     at = out.weights + row * out.columns
     g = tl.load(out.foreground + rows, mask=inside, other=0.0).to(p.dtype)
     inside_both = inside[:, None] & (cols < k)[None, :]
-    tl.atomic_add(at[:, None] + cols[None, :], _in_units(p), mask=inside_both, sem="relaxed")
-    tl.atomic_add(at + k, _in_units(g), mask=inside, sem="relaxed")
-    tl.atomic_add(at + k + 1, _in_units(1.0 - g), mask=inside, sem="relaxed")
+    _add_in_units(at[:, None] + cols[None, :], p, inside_both)
+    _add_in_units(at + k, g, inside)
+    _add_in_units(at + k + 1, 1.0 - g, inside)
 
 
 @triton.jit
@@ -186,7 +201,7 @@ def _write(m, out, problem, rows, cols, p, total, n, k):
         at = out.plan + (problem * n + rows)[:, None] * k + cols[None, :]
         tl.store(at, p.to(out.plan.dtype.element_ty), mask=inside)
     if out.u is not None:
-        tl.store(out.u + problem * n + rows, tl.where(total > float("-inf"), -total, 0.0), mask=rows < n)
+        tl.store(out.u + problem * n + rows, tl.where(total == float("-inf"), 0.0, -total), mask=rows < n)
     if out.weights is not None:
         add_to_rows(out, m.index, rows, cols, p, n, k)
 
@@ -199,8 +214,8 @@ def _write_columns(out, problem, cols, v, k):
 
 @triton.jit
 def _first_columns(
-    m, parts, sorted_, problems, n, k, rows_per_part, RANKED: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    m, parts, sorted_, problems, n, k, rows_per_part, RANKED: tl.constexpr, STAGES: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Partial column totals of exp(L): peak and sum of exp(L - peak), one exponential an element."""
     part, problem, count = tl.program_id(1), tl.program_id(0).to(tl.int64), tl.num_programs(1)
@@ -208,7 +223,7 @@ def _first_columns(
     peak = tl.full((BLOCK_N, BLOCK_K), _LEAST, ACC)
     total = tl.zeros((BLOCK_N, BLOCK_K), ACC)
     begin = part * rows_per_part
-    for first in range(begin, min(begin + rows_per_part, n), BLOCK_N):
+    for first in tl.range(begin, min(begin + rows_per_part, n), BLOCK_N, num_stages=STAGES):
         rows = row_indices(first, BLOCK_N)
         if RANKED:
             position = (ranks_of(sorted_, problem, rows, n) + 1).to(ACC) / n
@@ -222,7 +237,7 @@ def _first_columns(
         peak = tl.maximum(peak, x)
     highest = tl.max(peak, axis=0)
     total = tl.sum(total * tl.exp(peak - highest[None, :]), axis=0)
-    size = problems * count * k
+    size = count.to(tl.int64) * problems * k
     at = parts + (problem * count + part) * k + cols
     tl.store(at + size, total, mask=cols < k)
     tl.store(at + 2 * size, highest, mask=cols < k)
@@ -256,7 +271,7 @@ def log_sum_parts(peaks, sums, count, cols, k, BLOCK_PARTS: tl.constexpr, BLOCK_
         shift = tl.load(peaks + at, mask=inside, other=_LEAST) - highest[None, :]
         total += tl.load(sums + at, mask=inside, other=0.0) * tl.exp(shift)
     s = tl.sum(total, axis=0)
-    return tl.where(s > 0, highest + tl.log(tl.where(s > 0, s, 1.0)), float("-inf"))
+    return tl.where(s == 0, float("-inf"), highest + tl.log(tl.where(s == 0, 1.0, s)))
 
 
 @triton.jit(do_not_specialize=["t"])
@@ -267,7 +282,7 @@ def _iterate(
     """v^t from the last launch's partial sums, then one read of the rows: S^t in parts, or the result."""
     part, problem, count = tl.program_id(1), tl.program_id(0).to(tl.int64), tl.num_programs(1)
     cols = tl.arange(0, BLOCK_K)
-    size = problems * count * k
+    size = count.to(tl.int64) * problems * k
     mine = parts + problem * count * k
     log_c = load_log_columns(given, problem, cols, k, ACC)
     ran = t
@@ -310,7 +325,7 @@ def iterate_tile(x, r, log_c, trace, problem, problems, n_iters, tol, cols, k, T
     """v^T of a problem whose L is the tile ``x``; fills the trace, if it is ``TRACED``."""
     peak = tl.maximum(tl.max(x, axis=0), _LEAST)
     s = tl.sum(tl.exp(x - peak[None, :]), axis=0)
-    log_total = tl.where(s > 0, peak + tl.log(tl.where(s > 0, s, 1.0)), float("-inf"))
+    log_total = tl.where(s == 0, float("-inf"), peak + tl.log(tl.where(s == 0, 1.0, s)))
     v = first_potential(log_total, log_c)
     if TRACED:
         _store_trace(trace, 1, problem, problems, cols, k, v, log_total)

@@ -53,7 +53,7 @@ def differentiate(
     """Write ``gradients``; return gv^1 .. gv^T (T, B, K), those after the last iteration that ran being copies."""
     problems, n, k = sizes
     n_iters = trace.v.shape[0]
-    launch = sinkhorn_launch(problems, n, k, device_of(m.logits))
+    launch = sinkhorn_launch(problems, n, k, device_of(m.logits), with_prior=m.prior is not None)
     gv = torch.empty_like(trace.v)
     fixed = {"ACC": acc, "BLOCK_N": launch.block_n, "BLOCK_K": launch.block_k, **launch.options()}
     if launch.whole:
@@ -85,7 +85,7 @@ def _last_step(cotangents, x, v, problem, rows, cols, n, k, ACC: tl.constexpr):
     if cotangents.plan is not None:
         at = cotangents.plan + problem * cotangents.stride_b + rows[:, None] * cotangents.stride_n
         inside = (rows < n)[:, None] & (cols < k)[None, :]
-        g += tl.load(at + cols[None, :] * cotangents.stride_k, mask=inside, other=0.0).to(ACC)
+        g += tl.load(at + cols.to(tl.int64)[None, :] * cotangents.stride_k, mask=inside, other=0.0).to(ACC)
         along += tl.sum(g * p, axis=1)
     return p * (g - along[:, None])
 
@@ -93,7 +93,7 @@ def _last_step(cotangents, x, v, problem, rows, cols, n, k, ACC: tl.constexpr):
 @triton.jit
 def _quotient(gv, s):
     """h; 0 for columns without mass."""
-    return tl.where(s > 0, gv / tl.where(s > 0, s, 1.0), 0.0)
+    return tl.where(s == 0, 0.0, gv / tl.where(s == 0, 1.0, s))
 
 
 @triton.jit
@@ -107,9 +107,9 @@ def _earlier_step(x, r, v, h):
 @triton.jit
 def _first_column_step(x, log_total, gv):
     """-gv^1 exp(L - log total)."""
-    mass = log_total > float("-inf")
-    share = tl.exp(x - tl.where(mass, log_total, 0.0)[None, :])
-    return -tl.where(mass, gv, 0.0)[None, :] * share
+    empty = log_total == float("-inf")
+    share = tl.exp(x - tl.where(empty, 0.0, log_total)[None, :])
+    return -tl.where(empty, 0.0, gv)[None, :] * share
 
 
 @triton.jit
@@ -130,7 +130,7 @@ def _step(
     """gv^{t+1} from the last launch's partial sums, then one read of the rows: gv^t in parts, or gL where t = 0."""
     part, problem, count = tl.program_id(1), tl.program_id(0).to(tl.int64), tl.num_programs(1)
     cols = tl.arange(0, BLOCK_K)
-    size = problems * count * k
+    size = count.to(tl.int64) * problems * k
     mine = parts + problem * count * k
     ran = n_iters
     if trace.ran is not None:

@@ -23,6 +23,7 @@ def matrices(x: Tensor) -> Matrices:
 
 @triton.jit
 def load_tile(x, problem, rows, cols, inside):
-    """x[problem, rows, cols] as stored, 0 where not ``inside``; problem and rows int64."""
-    at = x.base + problem * x.strides[0] + rows[:, None] * x.strides[1] + cols[None, :] * x.strides[2]
+    """x[problem, rows, cols] as stored, 0 where not ``inside``; problem and rows int64, cols any."""
+    columns = cols.to(tl.int64)  # of a transposed matrix, columns are far apart
+    at = x.base + problem * x.strides[0] + rows[:, None] * x.strides[1] + columns[None, :] * x.strides[2]
     return tl.load(at, mask=inside, other=0.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from case.kernels import clustering as kernels
-from case.kernels.config import MAX_COLUMNS
+from case.kernels.config import MAX_CHAIN_CLUSTERS
 from case.ops import _backend
 from case.ops._triton_ops._common import needs_gradient
 from case.ops._triton_ops._ranks import rank_term
@@ -18,7 +18,7 @@ from case.ops.reference._numerics import accumulation_dtype
 
 def clustering_losses(*chain: Any) -> tuple[Tensor, Tensor, Tensor]:
     logits, embeddings, attention, foreground, cluster_labels, index, sigma, ranks, *settings = chain
-    if foreground.numel() * logits.numel() * embeddings.numel() == 0 or logits.shape[-1] > MAX_COLUMNS:
+    if foreground.numel() * logits.numel() * embeddings.numel() == 0 or logits.shape[-1] > MAX_CHAIN_CLUSTERS:
         return _backend.reference("clustering_losses")(*chain)
     # Kernels read these with a stride of 1, and the prior in the dtype that the transport is computed in.
     foreground, index = foreground.contiguous(), None if index is None else index.contiguous()

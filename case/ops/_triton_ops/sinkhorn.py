@@ -113,7 +113,7 @@ class _Sinkhorn(torch.autograd.Function):
         if wants["logits"]:
             found[0] = of_matrix if alone else (of_matrix * scale).to(logits.dtype)
         if wants["prior"]:
-            found[1] = torch.where(prior > 0, of_matrix / prior, 0).to(prior.dtype)
+            found[1] = torch.where(prior == 0, 0, of_matrix / prior).to(prior.dtype)
         if wants["centers"]:
             term = p.matrix.ranks
             assert term is not None
@@ -121,7 +121,7 @@ class _Sinkhorn(torch.autograd.Function):
             of_centers = (of_matrix.view(p.sizes) * gap).sum(-2) * (2 * term.factor)
             found[3] = of_centers.view(centers.shape).to(centers.dtype)
         if of_log_rows is not None:
-            found[6] = torch.where(rows > 0, of_log_rows / rows, 0).to(rows.dtype)
+            found[6] = torch.where(rows == 0, 0, of_log_rows / rows).to(rows.dtype)
         if wants_columns:
             found[7] = _column_gradient(ctx.trace, of_v, columns)
         return (None, *found)
@@ -138,10 +138,10 @@ def _cotangents(plan: bool, grads: tuple[Tensor | None, ...]) -> backward_kernel
 
 def _column_gradient(trace: kernels.Trace, of_v: Tensor, columns: Tensor) -> Tensor:
     """dv^t/dlog c = 1 in every iteration that ran, for columns with mass."""
-    mass = trace.totals > 0
-    mass[0] = trace.totals[0] > -torch.inf
+    mass = trace.totals != 0
+    mass[0] = trace.totals[0] != -torch.inf
     if trace.ran is not None:
         iterations = torch.arange(1, of_v.shape[0] + 1, device=of_v.device)
         mass &= (iterations.view(-1, 1) <= trace.ran[-1]).unsqueeze(-1)
     total = torch.where(mass, of_v, 0).sum(0).view(columns.shape)
-    return torch.where(columns > 0, total / columns, 0).to(columns.dtype)
+    return torch.where(columns == 0, 0, total / columns).to(columns.dtype)

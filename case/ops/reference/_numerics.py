@@ -16,6 +16,6 @@ def logsumexp(x: Tensor, dim: int) -> Tensor:
     peak = x.detach().amax(dim, keepdim=True)
     peak = torch.where(peak.isfinite(), peak, torch.zeros_like(peak))
     total = (x - peak).exp().sum(dim)
-    some = total > 0
-    log_total = torch.where(some, total, torch.ones_like(total)).log() + peak.squeeze(dim)
-    return log_total.masked_fill(~some, -torch.inf)
+    none = total == 0  # false of NaN, which goes on
+    log_total = total.masked_fill(none, 1).log() + peak.squeeze(dim)
+    return log_total.masked_fill(none, -torch.inf)

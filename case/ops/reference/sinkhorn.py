@@ -66,7 +66,7 @@ def log_matrix(
     log_m = scale * logits.to(dtype)
     if prior is not None:
         prior = prior.to(dtype)
-        log_m = log_m + torch.where(prior > 0, prior, torch.ones_like(prior)).log().masked_fill(prior <= 0, -torch.inf)
+        log_m = log_m + _log_weight(prior)
     if rank_scores is not None and rank_centers is not None:
         valid = None if mask is None else mask.any(-1)
         log_m = log_m + log_rank_prior(rank_scores.to(dtype), rank_centers, rank_sigma, ranks, valid)
@@ -105,15 +105,15 @@ def potentials(
         if group is not None:
             column = GroupLogSumExp.apply(column, group)
         target = torch.zeros_like(column) if log_c is None else log_c.expand_as(column)
-        # A column or row without any mass keeps potential 0: it takes no part, and 0 * inf never arises.
-        next_v = torch.where(column.isfinite(), target - column, torch.zeros_like(column))
+        # A column or row without any mass keeps potential 0: it takes no part, and 0 * inf never arises. NaN is mass.
+        next_v = torch.where(column.isneginf(), torch.zeros_like(column), target - column)
         if tol is not None and iteration > 0:
             share = (column + v).softmax(-1) - target.softmax(-1)
             done = done | (share.abs().amax(-1, keepdim=True) < tol)
             next_v = torch.where(done, v, next_v)
         v = next_v
         row = logsumexp(log_m + v.unsqueeze(-2), -1)
-        next_a = torch.where(row.isfinite(), -row, torch.zeros_like(row))
+        next_a = torch.where(row.isneginf(), torch.zeros_like(row), -row)
         a = next_a if tol is None else torch.where(done, a, next_a)
     return a, v
 
@@ -165,13 +165,17 @@ class GroupLogSumExp(torch.autograd.Function):
         local, total = ctx.saved_tensors
         grad = grad.contiguous().clone()
         torch.distributed.all_reduce(grad, group=ctx.group)
-        share = torch.where(total.isfinite(), (local - total).exp(), torch.zeros_like(total))
+        share = torch.where(total.isneginf(), torch.zeros_like(total), (local - total).exp())
         return grad * share, None
 
 
 def _log_marginal(marginal: Tensor | None, log_m: Tensor) -> Tensor | None:
     if marginal is None:
         return None
-    marginal = marginal.to(log_m.dtype)
-    positive = marginal > 0
-    return torch.where(positive, marginal, torch.ones_like(marginal)).log().masked_fill(~positive, -torch.inf)
+    return _log_weight(marginal.to(log_m.dtype))
+
+
+def _log_weight(weight: Tensor) -> Tensor:
+    """log, -inf with gradient 0 where the weight is 0; NaN where it is NaN or negative."""
+    none = weight == 0
+    return weight.masked_fill(none, 1).log().masked_fill(none, -torch.inf)
