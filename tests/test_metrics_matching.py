@@ -143,6 +143,21 @@ def test_native_and_numpy_agree_on_many_ties(native: ModuleType, rng: np.random.
         assert (claims >= 0).any()
 
 
+def test_lengths_that_overflow_meet_nothing(matcher: str) -> None:
+    """Beside two instances of equal IoU: which of them is claimed depends on all IoUs of the video."""
+    largest = np.finfo(np.float64).max
+    segment = np.array([[0.0, 1.0], [-largest, largest], [1.0, 2.0], [-largest, largest]])
+    truth = Instances(np.zeros(4, np.int64), np.zeros(4, np.int64), segment, np.zeros(4))
+    for shuffled in ([0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 1, 0]):
+        found = Instances(np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([[0.0, 2.0], segment[1]]), np.ones(2))
+        with np.errstate(over="ignore", invalid="ignore"):
+            _, claims = match(truth[np.array(shuffled)], found, np.zeros(1, np.int64), [0.5], claims=True)
+        assert claims is not None
+        wanted = shuffled[network_order(np.where(np.array(shuffled) % 2, 0.0, 0.5))[-1]]
+        assert shuffled[claims[0, 0]] == wanted
+        assert claims[1, 0] == -1
+
+
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_threads_do_not_change_a_bit(native: ModuleType, rng: np.random.Generator, threads: int) -> None:
     truth, found = draw(rng, 300, classes=20), draw(rng, 9000, classes=20)
