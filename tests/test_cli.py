@@ -251,6 +251,20 @@ def test_evaluate_errors(case: Run, tmp_path: Path) -> None:
     assert found["errors"]["per_class"]["dive"]["true positive"] == 1
     assert found["errors"]["per_class"]["dive"]["background"] == 1
     assert found["average_recall"]["AR"][-1] == 1.0
+    assert "the 10 G first of each class: " in " ".join(text.split())
+    code, text, _ = case("evaluate", *files, "--errors", "--ambiguous", "drop", "--errors-top", "0.001")
+    assert code == 0
+    assert "the 0.001 G first of each class: 0 of " in " ".join(text.split())
+    stretches = tmp_path / "ambiguous.txt"
+    stretches.write_text("a 0 1000\n")
+    forgiving = ("--ambiguous-file", stretches, "--ambiguous", "forgive", "--json", out)
+    code, text, _ = case("evaluate", *files, "--errors", *forgiving)
+    assert code == 0
+    assert "1 of them forgiven" in " ".join(text.split())
+    found = json.loads(out.read_text())
+    assert found["errors"]["per_class"]["dive"]["true positive"] == 1
+    assert found["errors"]["per_class"]["dive"]["background"] == 0
+    assert found["errors"]["forgiven"] == 1
     for flag, value in (("--errors-tiou", "0"), ("--errors-tiou", "nan"), ("--errors-top", "-1")):
         assert flag[2:].replace("-", "_") in error_of(case("evaluate", *files, "--errors", flag, value))
 

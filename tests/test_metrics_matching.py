@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from case import _native
 from case.metrics import Instances, average_precision, mean_ap
 from case.metrics.matching import match, places
-from case.metrics.reference import iou_matrix, network_order
+from case.metrics.reference import network_order, segment_iou
 
 TIOU = (0.1, 0.3, 0.5, 0.7, 1.0)
 
@@ -299,7 +299,7 @@ def test_the_module_refuses_what_would_read_elsewhere(native: ModuleType) -> Non
         native.mean_ap_cpu((*table[:3], -1), table, *rest, 1, 1, ap.ctypes.data, 0)
 
 
-def test_iou_matrix(rng: np.random.Generator) -> None:
+def test_segment_iou(rng: np.random.Generator) -> None:
     a, b = draw(rng, 9).segment, draw(rng, 7).segment
     expected = [[plain_iou(x, y) for y in b] for x in a]
-    np.testing.assert_array_equal(iou_matrix(a, b), expected)
+    np.testing.assert_array_equal(segment_iou(a[:, None], b), expected)

@@ -90,8 +90,9 @@ def run(argv: Sequence[str]) -> int:
         )
     protocols: dict[str, MeanAP] = {}
     if config.protocol_report:
-        rules, protocols = _protocols(asked, rules)
-    result = score(asked.problem, asked.tiou, rules)
+        rules, result, protocols = _protocols(asked, rules)
+    else:
+        result = score(asked.problem, asked.tiou, rules)
     written: dict[str, Any] = result.to_json()
     console.table("mAP, %", *ap_rows({asked.name: result}))
     if config.per_class:
@@ -105,24 +106,26 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _protocols(asked: Asked, rules: Rules) -> tuple[Rules, dict[str, MeanAP]]:
-    """The rules by which the detections can be evaluated, and the mAP by name under each choice, theirs first."""
+def _protocols(asked: Asked, rules: Rules) -> tuple[Rules, MeanAP, dict[str, MeanAP]]:
+    """The rules by which the detections can be evaluated, their mAP, and that under each choice, theirs first."""
     results = {}
-    unseen = asked.problem.unseen
-    if unseen and not rules.ignore_unseen_labels:
-        try:
-            score(asked.problem, asked.tiou, rules)
-        except CaseError as refused:
-            console.warn(str(refused))
-            results["refused: unseen labels"] = MeanAP(asked.tiou, (), np.zeros((len(asked.tiou), 0)))
-            rules = replace(rules, ignore_unseen_labels=True)
-    name = "unseen labels ignored" if results else "released rules" if rules == Rules() else "rules as given"
-    results[name] = score(asked.problem, asked.tiou, rules)
+    name = "released rules" if rules == Rules() else "rules as given"
+    try:
+        own = score(asked.problem, asked.tiou, rules)
+    except CaseError as refused:
+        if rules.ignore_unseen_labels or not asked.problem.unseen:
+            raise
+        rules = replace(rules, ignore_unseen_labels=True)
+        own = score(asked.problem, asked.tiou, rules)
+        console.warn(str(refused))
+        results["refused: unseen labels"] = MeanAP(asked.tiou, (), np.zeros((len(asked.tiou), 0)))
+        name = "unseen labels ignored"
+    results[name] = own
     for name, changed in alternatives(asked.problem, rules).items():
         results[name] = score(asked.problem, asked.tiou, changed)
     for name, problem in asked.localizations().items():
         results[name] = score(problem, asked.tiou, rules)
-    return rules, results
+    return rules, own, results
 
 
 def _show_protocols(results: dict[str, MeanAP]) -> dict[str, Any]:
@@ -135,12 +138,17 @@ def _show_protocols(results: dict[str, MeanAP]) -> dict[str, Any]:
 
 
 def _show_errors(config: EvaluateConfig, problem: Problem, rules: Rules) -> dict[str, Any]:
-    truth, found, _ = apply(problem, rules)
+    truth, found, forgive = apply(problem, rules)
     recall = average_recall(truth, found)
-    kinds = diagnose(truth, found, problem.labels, config.errors_tiou, top=config.errors_top or None)
+    kinds = diagnose(
+        truth, found, problem.labels, config.errors_tiou, top=config.errors_top or None, forgive=forgive,
+        best_only=rules.best_only, strict_iou=rules.strict_iou, interpolate=rules.interpolate,
+    )  # fmt: skip
     console.table("average recall over IoU 0.5:0.05:0.95, labels aside, %", *recall_rows(recall))
-    looked = f"the {config.errors_top:g} G first of each class" if config.errors_top else "all"
-    console.table(f"kinds of detections at IoU {config.errors_tiou:g}, {looked}", *error_rows(kinds))
+    which = f"the {config.errors_top:g} G first of each class" if config.errors_top else "all"
+    looked = f"{kinds.counts.sum() + kinds.forgiven} of {len(found.score)}"
+    forgiven = f", {kinds.forgiven} of them forgiven" if kinds.forgiven else ""
+    console.table(f"kinds of detections at IoU {config.errors_tiou:g}, {which}: {looked}{forgiven}", *error_rows(kinds))
     return {"average_recall": recall.to_json(), "errors": kinds.to_json()}
 
 
