@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from case import __version__
 from case.cli import COMMANDS, main
 from case.data import SyntheticConfig, write
 
@@ -125,6 +126,9 @@ def test_train_leaves_results_and_pictures(trained: Path) -> None:
     assert results["kept"] == "last"
     assert set(results["last"]) >= {"mAP", "tiou", "ap_per_tiou", "ap_per_class", "step", "video_accuracy"}
     assert results["last"]["step"] == 4
+    report = (trained / "report.md").read_text()
+    for line in ("date", "command", "seed", f"versions | case {__version__}"):
+        assert f"| {line}" in report
 
 
 def test_evaluate_of_a_run_agrees_with_its_results(case: Run, trained: Path, tmp_path: Path) -> None:
@@ -287,6 +291,25 @@ def test_localize_agrees_with_training(case: Run, trained: Path, source: Path, t
     assert case("localize", trained, "--features", source / "features" / "test", "--output", out)[0] == 0
     mine, theirs = (json.loads(p.read_text())["results"] for p in (out, trained / "detections.json"))
     assert {k: v for k, v in mine.items() if v} == {k: v for k, v in theirs.items() if v}
+
+
+def test_localize_at_another_rate(case: Run, trained: Path, source: Path, tmp_path: Path) -> None:
+    """Half as many frames per second, or twice as many frames a row: the same detections, of twice the times."""
+    features = source / "features" / "test"
+    found = []
+    for number, flags in enumerate(((), ("--fps", "12.5"), ("--snippet-stride", "32"))):
+        out = tmp_path / f"{number}.json"
+        settings = ("--features", features, "--output", out, *flags)
+        assert case("localize", trained, *settings)[0] == 0
+        found.append(json.loads(out.read_text())["results"])
+    for video, plain in found[0].items():
+        assert found[1][video] == found[2][video]
+        for slow, one in zip(found[1][video], plain, strict=True):
+            assert slow["segment"] == pytest.approx([2 * t for t in one["segment"]])
+    for flag in ("--fps", "--snippet-stride"):
+        name = flag[2:].replace("-", "_")
+        line = error_of(case("localize", trained, "--features", features, flag, "0"))
+        assert f"{name} must be greater than 0, got 0" in line
 
 
 def test_resume_goes_on(case: Run, trained: Path, tmp_path: Path) -> None:
