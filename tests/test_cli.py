@@ -88,6 +88,7 @@ def test_every_command_has_help(case: Run, command: str) -> None:
     code, out, _ = case(*command.split(), "--help")
     assert code == 0
     assert command in out
+    assert "None}" not in out  # a flag that may be left out says what it takes, not how that is stored
 
 
 def test_the_command_can_be_typed_into_a_shell() -> None:
