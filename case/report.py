@@ -105,12 +105,13 @@ def write_markdown(
     pictures: Sequence[PathLike] = (),
     *,
     title: str = "Run",
+    origin: Mapping[str, str] | None = None,
 ) -> None:
     """Write a short report of a run as Markdown, atomically.
 
-    It has the settings that differ from their defaults, mAP of each result, AP by class of the first, and the
-    pictures by paths relative to the report, so that the folder can be moved. Raises ``CaseError`` where the system
-    refuses to write.
+    It has the settings that differ from their defaults, mAP of each result, AP by class of the first, where it all
+    comes from (``origin``: date, command, versions, by name), and the pictures by paths relative to the report, so
+    that the folder can be moved. Raises ``CaseError`` where the system refuses to write.
     """
     parts = [
         f"# {_escape(title)}",
@@ -127,6 +128,8 @@ def write_markdown(
     first = next(((name, result) for name, result in results.items() if result.classes), None)
     if first is not None:
         parts += [f"## AP by class (%), {_escape(first[0])}", _markdown(*per_class_rows(first[1]))]
+    if origin:
+        parts += ["## Origin", _markdown(["what", "value"], list(origin.items()))]
     if pictures:
         parts += ["## Pictures", *(_picture(Path(picture), Path(path).parent) for picture in pictures)]
     atomic_write(path, ("\n\n".join(parts) + "\n").encode())

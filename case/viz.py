@@ -29,9 +29,10 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours that stay apart under the common colour blindnesses (after Okabe and Ito)."""
 
 _DPI = 100
-_ATTENTION, _FOREGROUND = "#222222", "#8C510A"
-_SHARE_MAP = "BrBG_r"
-"""Foreground share: teal for background, brown for foreground as in its curve, nearly white in between."""
+_ATTENTION, _FOREGROUND = "#222222", "#B40426"
+_SHARE_MAP = "coolwarm"
+"""Foreground share: blue for background, red for foreground as in its curve, grey in between. Lightness falls evenly
+from the middle to both ends, which have the same contrast to white, 7 to 1, and stay blue and red, not near black."""
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 14.0, 2.5, 1.0, 0.45, 0.5, 0.22
 """Inches. Rows are placed by hand: matplotlib's own layout takes longer than all of the drawing."""

@@ -8,6 +8,7 @@
 
 #include "parallel.h"
 #include "radix_sort.h"
+#include "segment.h"
 
 namespace case_wtal {
 namespace {
@@ -123,10 +124,9 @@ class Matcher {
     candidates_.clear();
     for (int64_t i = range.begin; i < range.end; ++i) {
       const double* instance = problem_.truth.segment + 2 * instances_[i];
-      const double inter = std::max(0.0, std::min(end, instance[1]) - std::max(start, instance[0]));
-      const double total = (instance[1] - instance[0]) + length - inter;
-      const double iou = total > 0 ? inter / total : 0.0;
-      overlaps_[i - range.begin] = iou;
+      double& iou = overlaps_[i - range.begin];
+      iou = segment_iou(start, end, length, instance[0], instance[1], 0.0);
+      if (!(iou > 0)) iou = 0.0;  // NaN, where lengths overflow, has no place in an order
       if (iou >= least_) candidates_.push_back(i - range.begin);
     }
     if (candidates_.size() > 1) {
@@ -181,7 +181,7 @@ void map_cpu(const MapProblem& problem, double* ap, int64_t* claim, int num_thre
   }
   const ByClass truth(problem.truth, problem.classes), found(problem.found, problem.classes);
   if (claim != nullptr) std::fill(claim, claim + problem.found.count * problem.thresholds, int64_t{-1});
-  const int threads = problem.found.count < kParallelPredictions ? 1 : thread_count(num_threads);
+  const int threads = threads_worth(problem.found.count, num_threads, kParallelPredictions);
   const auto make = [&] { return Matcher(problem, truth, found, ap, claim); };
   parallel_with(problem.classes, threads, make, [](Matcher& matcher, int64_t label) { matcher.settle(label); });
 }

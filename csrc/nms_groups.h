@@ -37,6 +37,6 @@ inline Groups group_rows(const int64_t* groups, int64_t n) {
 }
 
 // How many threads groups of so many rows in all are worth.
-inline int threads_for(int64_t rows, int num_threads) { return rows < 1024 ? 1 : thread_count(num_threads); }
+inline int threads_for(int64_t rows, int num_threads) { return threads_worth(rows, num_threads, 1024); }
 
 }  // namespace case_wtal

@@ -163,7 +163,7 @@ ProposalList proposals_cpu(const T* cas, const ProposalProblem& problem, int num
   list.classes_ = problem.classes;
   list.videos_.resize(size_t(problem.videos));
   const Levels levels(problem);
-  const int threads = problem.videos * problem.rows * problem.classes < kParallelEntries ? 1 : thread_count(num_threads);
+  const int threads = threads_worth(problem.videos * problem.rows * problem.classes, num_threads);
   parallel_with(problem.videos, threads, [&] { return Localizer<T>(cas, problem, levels); },
                 [&](Localizer<T>& localizer, int64_t v) { localizer.run(v, list.videos_[size_t(v)]); });
   for (Video& video : list.videos_) {
@@ -177,7 +177,7 @@ template ProposalList proposals_cpu(const float*, const ProposalProblem&, int);
 template ProposalList proposals_cpu(const double*, const ProposalProblem&, int);
 
 void ProposalList::copy(ProposalArrays to, int64_t capacity, int num_threads) const {
-  const int threads = count_ < kParallelEntries ? 1 : thread_count(num_threads);
+  const int threads = threads_worth(count_, num_threads);
   using Places = std::vector<int64_t>;
   parallel_with(int64_t(videos_.size()), threads, [] { return Places(); }, [&](Places& places, int64_t index) {
     const Video& video = videos_[size_t(index)];

@@ -35,8 +35,7 @@ template <typename T>
 void rank_positions_cpu(const T* scores, const unsigned char* valid, T* positions, int64_t batch, int64_t n,
                         bool argsort, int num_threads) {
   if (n == 0) return;
-  const int threads = batch * n < kParallelEntries ? 1 : thread_count(num_threads);
-  parallel_for(batch, threads, [&](int64_t b) {
+  parallel_for(batch, threads_worth(batch * n, num_threads), [&](int64_t b) {
     positions_of_one(scores + b * n, valid ? valid + b * n : nullptr, positions + b * n, n, argsort);
   });
 }

@@ -64,7 +64,7 @@ void rank_prior_cpu(const T* positions, const T* centers, double sigma, T* out, 
                     int num_threads) {
   const int64_t blocks = (n + kRows - 1) / kRows;
   if (batch * blocks == 0 || k == 0) return;
-  const int threads = batch * n * k < kParallelEntries ? 1 : thread_count(num_threads);
+  const int threads = threads_worth(batch * n * k, num_threads);
   const T inverse = T(1 / (2 * sigma * sigma));
   std::vector<T> least(batch * blocks);
   std::vector<double> sums(batch * blocks);

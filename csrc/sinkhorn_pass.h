@@ -162,8 +162,7 @@ void run_chunk(const Tiles<T>& tiles, const RowStep<T>& step, int64_t chunk);
 template <typename T, typename Step>
 void run(const Tiles<T>& tiles, const Step& step, int threads) {
   const Grid& grid = tiles.grid;
-  const int used = grid.n * grid.k < kParallelEntries ? 1 : threads;
-  parallel_for(grid.chunks, used, [&](int64_t chunk) { run_chunk(tiles, step, chunk); });
+  parallel_for(grid.chunks, threads_worth(grid.n * grid.k, threads), [&](int64_t chunk) { run_chunk(tiles, step, chunk); });
 }
 
 }  // namespace case_wtal

@@ -44,11 +44,10 @@ inline SinkhornHistory history_of(const SinkhornHistory& all, int64_t b, int64_t
 template <typename F>
 void each_problem(int64_t batch, int64_t entries, int num_threads, const F& solve) {
   constexpr int64_t large = 1 << 17;
-  const int threads = thread_count(num_threads);
   if (batch == 1 || entries >= large) {
-    for (int64_t b = 0; b < batch; ++b) solve(b, threads);
+    for (int64_t b = 0; b < batch; ++b) solve(b, thread_count(num_threads));
   } else {
-    parallel_for(batch, batch * entries < kParallelEntries ? 1 : threads, [&](int64_t b) { solve(b, 1); });
+    parallel_for(batch, threads_worth(batch * entries, num_threads), [&](int64_t b) { solve(b, 1); });
   }
 }
 

@@ -1,9 +1,10 @@
-"""What every test file shares: seeds, the gpu mark, the native module."""
+"""What every test file shares: seeds, the gpu mark, the native module, what a user is told."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from case import _native
+from case.errors import CaseError
 
 torch.set_num_threads(2)
 
@@ -49,6 +51,20 @@ def native() -> ModuleType:
     if module is None:
         pytest.skip(f"no native module: {_native.reason()}")
     return module
+
+
+@pytest.fixture
+def message() -> Callable[[Callable[[], object]], str]:
+    """What the user is told when a call fails: one line, whatever went wrong."""
+
+    def told(call: Callable[[], object]) -> str:
+        with pytest.raises(CaseError) as caught:
+            call()
+        text = str(caught.value)
+        assert "\n" not in text
+        return text
+
+    return told
 
 
 @pytest.fixture(scope="session")

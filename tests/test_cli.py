@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from case import __version__
 from case.cli import COMMANDS, main
 from case.data import SyntheticConfig, write
 
@@ -87,6 +88,7 @@ def test_every_command_has_help(case: Run, command: str) -> None:
     code, out, _ = case(*command.split(), "--help")
     assert code == 0
     assert command in out
+    assert "None}" not in out  # a flag that may be left out says what it takes, not how that is stored
 
 
 def test_the_command_can_be_typed_into_a_shell() -> None:
@@ -125,6 +127,9 @@ def test_train_leaves_results_and_pictures(trained: Path) -> None:
     assert results["kept"] == "last"
     assert set(results["last"]) >= {"mAP", "tiou", "ap_per_tiou", "ap_per_class", "step", "video_accuracy"}
     assert results["last"]["step"] == 4
+    report = (trained / "report.md").read_text()
+    for line in ("date", "command", "seed", f"versions | case {__version__}"):
+        assert f"| {line}" in report
 
 
 def test_evaluate_of_a_run_agrees_with_its_results(case: Run, trained: Path, tmp_path: Path) -> None:
@@ -251,6 +256,20 @@ def test_evaluate_errors(case: Run, tmp_path: Path) -> None:
     assert found["errors"]["per_class"]["dive"]["true positive"] == 1
     assert found["errors"]["per_class"]["dive"]["background"] == 1
     assert found["average_recall"]["AR"][-1] == 1.0
+    assert "the 10 G first of each class: " in " ".join(text.split())
+    code, text, _ = case("evaluate", *files, "--errors", "--ambiguous", "drop", "--errors-top", "0.001")
+    assert code == 0
+    assert "the 0.001 G first of each class: 0 of " in " ".join(text.split())
+    stretches = tmp_path / "ambiguous.txt"
+    stretches.write_text("a 0 1000\n")
+    forgiving = ("--ambiguous-file", stretches, "--ambiguous", "forgive", "--json", out)
+    code, text, _ = case("evaluate", *files, "--errors", *forgiving)
+    assert code == 0
+    assert "1 of them forgiven" in " ".join(text.split())
+    found = json.loads(out.read_text())
+    assert found["errors"]["per_class"]["dive"]["true positive"] == 1
+    assert found["errors"]["per_class"]["dive"]["background"] == 0
+    assert found["errors"]["forgiven"] == 1
     for flag, value in (("--errors-tiou", "0"), ("--errors-tiou", "nan"), ("--errors-top", "-1")):
         assert flag[2:].replace("-", "_") in error_of(case("evaluate", *files, "--errors", flag, value))
 
@@ -273,6 +292,25 @@ def test_localize_agrees_with_training(case: Run, trained: Path, source: Path, t
     assert case("localize", trained, "--features", source / "features" / "test", "--output", out)[0] == 0
     mine, theirs = (json.loads(p.read_text())["results"] for p in (out, trained / "detections.json"))
     assert {k: v for k, v in mine.items() if v} == {k: v for k, v in theirs.items() if v}
+
+
+def test_localize_at_another_rate(case: Run, trained: Path, source: Path, tmp_path: Path) -> None:
+    """Half as many frames per second, or twice as many frames a row: the same detections, of twice the times."""
+    features = source / "features" / "test"
+    found = []
+    for number, flags in enumerate(((), ("--fps", "12.5"), ("--snippet-stride", "32"))):
+        out = tmp_path / f"{number}.json"
+        settings = ("--features", features, "--output", out, *flags)
+        assert case("localize", trained, *settings)[0] == 0
+        found.append(json.loads(out.read_text())["results"])
+    for video, plain in found[0].items():
+        assert found[1][video] == found[2][video]
+        for slow, one in zip(found[1][video], plain, strict=True):
+            assert slow["segment"] == pytest.approx([2 * t for t in one["segment"]])
+    for flag in ("--fps", "--snippet-stride"):
+        name = flag[2:].replace("-", "_")
+        line = error_of(case("localize", trained, "--features", features, flag, "0"))
+        assert f"{name} must be greater than 0, got 0" in line
 
 
 def test_resume_goes_on(case: Run, trained: Path, tmp_path: Path) -> None:

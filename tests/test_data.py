@@ -25,8 +25,8 @@ from case.data import (
     open_folder,
     save_json,
 )
-from case.errors import CaseError
 
+Message = Callable[[Callable[[], object]], str]
 WIDTHS = {"rgb": 6, "flow": 4}
 ROWS = {"a": 20, "b": 31, "c": 25}
 SPLITS = {"train": ["a", "b"], "test": ["c"]}
@@ -69,15 +69,6 @@ def path_of(root: Path, video: str = "a", stream: str = "rgb") -> Path:
     return root / "features" / split / stream / f"{video}.npy"
 
 
-def message(call: Callable[[], object]) -> str:
-    """What the user is told: one line, whatever went wrong."""
-    with pytest.raises(CaseError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
 def test_ground_truth(folder: Path) -> None:
     truth = load_ground_truth(folder / "gt.json")
     assert truth.classes == ("dive", "swim")
@@ -89,7 +80,7 @@ def test_ground_truth(folder: Path) -> None:
     assert truth.videos["b"].duration == 19.84
 
 
-def test_classes_as_given(folder: Path) -> None:
+def test_classes_as_given(folder: Path, message: Message) -> None:
     truth = load_ground_truth(folder / "gt.json", classes=["swim", "run", "dive"])
     assert truth.classes == ("swim", "run", "dive")
     np.testing.assert_array_equal(truth.videos["a"].labels, [0, 2])
@@ -124,7 +115,7 @@ BAD_ANNOTATIONS = [
     ("entry", "expected"),
     BAD_ENTRIES + [({"subset": "train", "annotations": [a]}, f"video 'a': {text}") for a, text in BAD_ANNOTATIONS],
 )
-def test_ill_formed_ground_truth(folder: Path, entry: Any, expected: str) -> None:
+def test_ill_formed_ground_truth(folder: Path, entry: Any, expected: str, message: Message) -> None:
     write_truth(folder, {"a": entry})
     text = message(lambda: load_ground_truth(folder / "gt.json"))
     assert text.startswith(f"{folder / 'gt.json'}: {expected}")
@@ -142,7 +133,7 @@ def test_ill_formed_ground_truth(folder: Path, entry: Any, expected: str) -> Non
         ('{"database": []}', '"database" must map video names to entries, got []'),
     ],
 )
-def test_not_ground_truth(folder: Path, content: str, expected: str) -> None:
+def test_not_ground_truth(folder: Path, content: str, expected: str, message: Message) -> None:
     (folder / "gt.json").write_text(content)
     assert message(lambda: load_ground_truth(folder / "gt.json")).endswith(expected)
     assert check_folder(folder).errors[0].kind == "gt.json"
@@ -201,7 +192,7 @@ def test_streams_of_any_number_in_a_fixed_order(folder: Path) -> None:
         ("modalities", ["depth"], "no features of the stream 'depth'; found: rgb, flow; choose with modalities"),
     ],
 )
-def test_bad_settings(folder: Path, field: str, value: Any, expected: str) -> None:
+def test_bad_settings(folder: Path, field: str, value: Any, expected: str, message: Message) -> None:
     assert expected in message(lambda: open_folder(folder, **{field: value}))
     save_json(folder / "dataset.json", {field: value})
     text = message(lambda: open_folder(folder))
@@ -218,7 +209,7 @@ def test_bad_settings(folder: Path, field: str, value: Any, expected: str) -> No
         ("{", "dataset.json: not valid JSON"),
     ],
 )
-def test_bad_dataset_json(folder: Path, content: str, expected: str) -> None:
+def test_bad_dataset_json(folder: Path, content: str, expected: str, message: Message) -> None:
     (folder / "dataset.json").write_text(content)
     assert expected in message(lambda: open_folder(folder))
     report = check_folder(folder)
@@ -227,7 +218,7 @@ def test_bad_dataset_json(folder: Path, content: str, expected: str) -> None:
     assert report.splits["train"].rows == [20, 31]  # the rest is still looked at
 
 
-def test_incomplete_folders(folder: Path) -> None:
+def test_incomplete_folders(folder: Path, message: Message) -> None:
     assert message(lambda: open_folder(folder / "no")).endswith("feature folder not found; check the path")
     (folder / "gt.json").unlink()
     assert message(lambda: open_folder(folder)).endswith("gt.json: file not found; check the path")
@@ -245,14 +236,14 @@ def test_incomplete_folders(folder: Path) -> None:
         (None, "split_train.txt: file not found; write one video name a line"),
     ],
 )
-def test_bad_split_file(folder: Path, content: bytes | None, expected: str) -> None:
+def test_bad_split_file(folder: Path, content: bytes | None, expected: str, message: Message) -> None:
     path = folder / "split_train.txt"
     path.unlink() if content is None else path.write_bytes(content)
     assert expected in message(lambda: open_folder(folder).split("train"))
     assert any(expected in f.text for f in check_folder(folder).errors)
 
 
-def test_split_names(folder: Path) -> None:
+def test_split_names(folder: Path, message: Message) -> None:
     (folder / "split_train.txt").write_bytes("\ufeffa\r\n  b  \r\n".encode())
     assert open_folder(folder).split("train") == ["a", "b"]
     assert message(lambda: open_folder(folder).split("val")) == "unknown split 'val'; one of: train, test"
@@ -315,7 +306,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("how", "kind", "expected"), DAMAGES, ids=[d[0] for d in DAMAGES])
-def test_bad_features(folder: Path, how: str, kind: str, expected: str) -> None:
+def test_bad_features(folder: Path, how: str, kind: str, expected: str, message: Message) -> None:
     damage(path_of(folder, "b"), how)
     told = f"features/train/rgb/b.npy: {expected}"
     assert message(lambda: open_folder(folder).load("train", "b")) == told
@@ -341,7 +332,7 @@ def test_any_damage_to_a_header_is_reported_or_harmless(folder: Path, rng: np.ra
     assert "corrupt" in outcomes
 
 
-def test_wrong_width(folder: Path) -> None:
+def test_wrong_width(folder: Path, message: Message) -> None:
     damage(path_of(folder, "b"), "other width")
     told = "features/train/rgb/b.npy: 5 numbers per row, a has 6; extract both the same way"
     assert message(lambda: open_folder(folder).load("train", "b")) == told
@@ -350,7 +341,7 @@ def test_wrong_width(folder: Path) -> None:
     assert finding.text == "features/train/rgb/b.npy: 5 numbers per row, most files have 6; extract it the same way"
 
 
-def test_widths_without_training_data(folder: Path) -> None:
+def test_widths_without_training_data(folder: Path, message: Message) -> None:
     (folder / "split_train.txt").unlink()
     assert open_folder(folder).widths == (6, 4)
     (folder / "split_test.txt").unlink()
@@ -370,7 +361,7 @@ def test_pickled_features_on_request(folder: Path, form: str) -> None:
     assert check_folder(folder, allow_pickle=True).ok
 
 
-def test_corrupt_pickle(folder: Path) -> None:
+def test_corrupt_pickle(folder: Path, message: Message) -> None:
     damage(path_of(folder, "b"), "pickled")
     path_of(folder, "b").write_bytes(path_of(folder, "b").read_bytes()[:-20])
     told = message(lambda: open_folder(folder, allow_pickle=True).load("train", "b"))
@@ -424,7 +415,7 @@ def test_column_major_features(folder: Path) -> None:
     assert rgb.flags.c_contiguous
 
 
-def test_training_video_without_label(folder: Path) -> None:
+def test_training_video_without_label(folder: Path, message: Message) -> None:
     write_truth(folder, {"b": {"subset": "train", "annotations": []}})
     told = "training video 'b' has no label in gt.json; annotate it or drop it from the split"
     assert message(lambda: load_split(open_folder(folder), "train")) == told
@@ -544,7 +535,7 @@ def test_test_video_without_ground_truth(folder: Path) -> None:
     ]
 
 
-def test_check_of_nothing(tmp_path: Path) -> None:
+def test_check_of_nothing(tmp_path: Path, message: Message) -> None:
     (finding,) = check_folder(tmp_path / "none").errors
     assert finding.kind == "folder missing"
     report = check_folder(tmp_path)

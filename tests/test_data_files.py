@@ -24,16 +24,8 @@ from case.data import (
     save_json,
     to_json,
 )
-from case.errors import CaseError
 
-
-def message(call: Callable[[], object]) -> str:
-    """What the user is told: one line, whatever went wrong."""
-    with pytest.raises(CaseError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+Message = Callable[[Callable[[], object]], str]
 
 
 def test_atomic_write_takes_bytes_and_functions(tmp_path: Path) -> None:
@@ -45,7 +37,7 @@ def test_atomic_write_takes_bytes_and_functions(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_earlier_file(tmp_path: Path, message: Message) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"earlier")
 
@@ -65,7 +57,7 @@ def test_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_write_where_no_file_can_be(tmp_path: Path) -> None:
+def test_write_where_no_file_can_be(tmp_path: Path, message: Message) -> None:
     assert message(lambda: atomic_write(tmp_path, b"")).endswith("it is a folder; give the name of a file")
     assert "No such file or directory" in message(lambda: atomic_write(tmp_path / "none" / "x", b""))
 
@@ -89,7 +81,7 @@ def test_atomic_write_follows_links_and_writes_to_devices(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_full_device_is_named(tmp_path: Path) -> None:
+def test_full_device_is_named(tmp_path: Path, message: Message) -> None:
     link = tmp_path / "out.json"
     link.symlink_to("/dev/full")
     assert "No space left on device" in message(lambda: save_json(link, {"a": 1}))
@@ -101,7 +93,7 @@ def test_json_round_trip_with_numpy_numbers(tmp_path: Path) -> None:
     assert load_json(path) == {"n": 0.5, "i": 3, "a": [0, 1, 2], "p": "é", "t": [1, 2]}
 
 
-def test_json_refuses_nan_and_unknown_types(tmp_path: Path) -> None:
+def test_json_refuses_nan_and_unknown_types(tmp_path: Path, message: Message) -> None:
     path = tmp_path / "x.json"
     assert "a value is NaN or infinite" in message(lambda: save_json(path, {"score": np.float32("nan")}))
     with pytest.raises(TypeError, match="set cannot be written as JSON"):
@@ -119,7 +111,7 @@ def test_json_refuses_nan_and_unknown_types(tmp_path: Path) -> None:
         (b"[" * 200_000, "nested too deeply"),
     ],
 )
-def test_bad_json(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_bad_json(tmp_path: Path, content: bytes, expected: str, message: Message) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
     text = message(lambda: load_json(path))
@@ -127,7 +119,7 @@ def test_bad_json(tmp_path: Path, content: bytes, expected: str) -> None:
     assert expected in text
 
 
-def test_missing_json(tmp_path: Path) -> None:
+def test_missing_json(tmp_path: Path, message: Message) -> None:
     assert message(lambda: load_json(tmp_path / "x.json")).endswith("x.json: file not found; check the path")
     assert "Is a directory" in message(lambda: load_json(tmp_path))
 
@@ -182,7 +174,7 @@ def test_detections(tmp_path: Path) -> None:
         ([{"label": "s", "score": 1, "segment": [3, 1]}], "detection 0: segment ends before it starts, got [3, 1]"),
     ],
 )
-def test_bad_detections(tmp_path: Path, items: Any, expected: str) -> None:
+def test_bad_detections(tmp_path: Path, items: Any, expected: str, message: Message) -> None:
     path = tmp_path / "d.json"
     path.write_text(json.dumps({"results": {"v": items}}))
     text = message(lambda: load_detections(path))
@@ -222,7 +214,7 @@ def test_wtalc(wtalc: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.videos["v1"].segments, [[1, 2], [3, 4.5]])
 
 
-def test_wtalc_refuses_pickle(wtalc: Path) -> None:
+def test_wtalc_refuses_pickle(wtalc: Path, message: Message) -> None:
     assert message(lambda: load_wtalc(wtalc)) == (
         f"{wtalc / 'segments.npy'}: holds pickled Python objects, which can run code when loaded; "
         "pass allow_pickle=True if you trust whoever made it"
@@ -250,14 +242,14 @@ def test_wtalc_video_labels_and_optional_files(wtalc: Path) -> None:
         ("segments.npy", objects([[2.0, 1.0]], [[0, 9]]), "video 'v1': a segment must be finite and end after"),
     ],
 )
-def test_bad_wtalc(wtalc: Path, file: str, column: np.ndarray, expected: str) -> None:
+def test_bad_wtalc(wtalc: Path, file: str, column: np.ndarray, expected: str, message: Message) -> None:
     np.save(wtalc / file, column, allow_pickle=True)
     text = message(lambda: load_wtalc(wtalc, allow_pickle=True))
     assert text.startswith(str(wtalc))
     assert expected in text
 
 
-def test_missing_and_corrupt_wtalc(wtalc: Path) -> None:
+def test_missing_and_corrupt_wtalc(wtalc: Path, message: Message) -> None:
     (wtalc / "Ambiguous_test.txt").write_text("v2 1.0\n")
     assert "line 1 must be a video, a start and an end" in message(lambda: load_wtalc(wtalc, allow_pickle=True))
     (wtalc / "segments.npy").write_bytes(b"\x93NUMPY nothing")

@@ -114,7 +114,7 @@ def test_distinct_rows_change_nothing(seed: int) -> None:
 
 def test_localizing_again_is_localizing_with_these_settings(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same activations, more videos than go at once: every choice, detection by detection."""
-    monkeypatch.setattr("case.engine.evaluate.CHUNK", 2)
+    monkeypatch.setattr("case.engine.evaluate.CHUNK_BYTES", 600_000)
     torch.manual_seed(seed)
     settings = make_settings(num_classes=3, num_clusters=4, hidden=16, num_segments=24, class_threshold=0.1)
     features = tuple(torch.randn(60, 8) for _ in range(2))

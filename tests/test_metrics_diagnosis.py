@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from case.metrics import ERRORS, Instances, average_recall, diagnose, mean_ap, pairs
-from case.metrics.reference import iou_matrix
+from case.metrics import ERRORS, Instances, Rules, average_recall, diagnose, mean_ap, pairs
+from case.metrics.reference import segment_iou
 
 NAMES = "abcdef"
 TIOU = (0.3, 0.5, 0.9)
@@ -20,7 +22,7 @@ def draw(rng: np.random.Generator, n: int, *, videos: int = 6, classes: int = 3)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    return float(iou_matrix(a[None], b[None])[0, 0])
+    return float(segment_iou(a, b))
 
 
 def plain_recall(truth: Instances, found: Instances, largest: float, points: int) -> np.ndarray:
@@ -78,8 +80,16 @@ def test_average_recall_refuses_what_has_no_meaning(rng: np.random.Generator) ->
         average_recall(truth, Instances(found.video, found.label, found.segment, np.full(4, np.nan)))
 
 
-def plain_kinds(truth: Instances, found: Instances, tiou: float, background: float, top: float | None) -> list[int]:
-    """Place in ERRORS of each detection, -1 where it is not looked at; best matches one class after another."""
+def plain_kinds(
+    truth: Instances,
+    found: Instances,
+    tiou: float,
+    background: float,
+    top: float | None,
+    forgive: np.ndarray,
+    best_only: bool,
+) -> list[int]:
+    """Place in ERRORS of each detection, -1 where it is not looked at or is forgiven; one class after another."""
     kinds = [-1] * len(found.video)
     for label in set(truth.label.tolist()):
         instances = [g for g in range(len(truth.video)) if truth.label[g] == label]
@@ -88,12 +98,17 @@ def plain_kinds(truth: Instances, found: Instances, tiou: float, background: flo
         for i in mine if top is None else mine[: int(top * len(instances))]:
             here = [g for g in range(len(truth.video)) if truth.video[g] == found.video[i]]
             overlap = {g: iou(found.segment[i], truth.segment[g]) for g in here}
-            free = {g: o for g, o in overlap.items() if o >= tiou and g in instances and g not in claimed}
+            of_class = {g: o for g, o in overlap.items() if g in instances}
+            free = {g: o for g, o in of_class.items() if o >= tiou and g not in claimed}
+            if best_only:
+                free = {g: o for g, o in free.items() if o == max(of_class.values())}
             if free:
                 highest = [g for g, o in free.items() if o == max(free.values())]
                 assert len(highest) == 1, "the draw must leave no choice"
                 claimed.add(highest[0])
                 kinds[i] = ERRORS.index("true positive")
+                continue
+            if forgive[i]:
                 continue
             best = max(overlap.values(), default=0.0)
             own = any(o == best and g in instances for g, o in overlap.items())
@@ -115,8 +130,9 @@ def draw_without_ties(rng: np.random.Generator, n: int, videos: int = 6) -> Inst
 @pytest.mark.parametrize("n", [0, 1, 30, 250])
 @pytest.mark.parametrize("top", [None, 1.0, 2.5, 10.0])
 @pytest.mark.parametrize("chunk", [1, 7, pairs.CHUNK])
+@pytest.mark.parametrize("rules", [Rules(), Rules(best_only=True, interpolate=False)], ids=["ActivityNet", "VOC"])
 def test_kinds_of_errors(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, n: int, top: float | None, chunk: int
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, n: int, top: float | None, chunk: int, rules: Rules
 ) -> None:
     monkeypatch.setattr(pairs, "CHUNK", chunk)
     truth, found = draw_without_ties(rng, 20), draw_without_ties(rng, n, videos=8)
@@ -126,17 +142,23 @@ def test_kinds_of_errors(
         (truth.video, truth.label, truth.segment, truth.score),
         (twice.video, twice.label + 1, twice.segment, twice.score), strict=True,
     )))  # fmt: skip
-    result = diagnose(truth, found, NAMES, 0.4, background=0.15, top=top)
-    assert result.kind.tolist() == plain_kinds(truth, found, 0.4, 0.15, top)
+    forgive = rng.random(n) < 0.2
+    given: dict[str, Any] = {"best_only": rules.best_only, "interpolate": rules.interpolate}
+    result = diagnose(truth, found, NAMES, 0.4, background=0.15, top=top, forgive=forgive, **given)
+    assert result.kind.tolist() == plain_kinds(truth, found, 0.4, 0.15, top, forgive, rules.best_only)
+    if top is None:
+        known = np.isin(found.label, truth.label)
+        assert result.forgiven == ((result.kind < 0) & known).sum()
+        assert result.forgiven <= forgive.sum()
     classes = np.unique(truth.label)
     for row, label in zip(result.counts, classes, strict=True):
         of_class = result.kind[(found.label == label) & (result.kind >= 0)]
         assert row.tolist() == np.bincount(of_class, minlength=len(ERRORS)).tolist()
     assert result.instances.tolist() == [int((truth.label == label).sum()) for label in classes]
     looked = found[result.kind >= 0]
-    base = mean_ap(truth, looked, NAMES, (0.4,)).mean
+    base = mean_ap(truth, looked, NAMES, (0.4,), **given).mean
     for error in range(1, len(ERRORS)):
-        without = mean_ap(truth, found[(result.kind >= 0) & (result.kind != error)], NAMES, (0.4,)).mean
+        without = mean_ap(truth, found[(result.kind >= 0) & (result.kind != error)], NAMES, (0.4,), **given).mean
         assert result.gain[error] == pytest.approx(without - base, abs=1e-13)
         assert result.gain[error] >= -1e-12
 
@@ -163,6 +185,32 @@ def test_each_kind_by_hand() -> None:
     assert diagnose(truth, elsewhere, NAMES).to_json()["counts"]["background"] == 6
 
 
+def test_an_instance_at_the_threshold_is_met_unless_iou_must_exceed_it() -> None:
+    truth = Instances(np.zeros(1, int), np.zeros(1, int), np.array([[0.0, 10.0]]), np.zeros(1))
+    found = Instances(np.zeros(2, int), np.zeros(2, int), np.array([[0.0, 5.0], [0.0, 10.0]]), np.array([1.0, 0.5]))
+    names = [ERRORS[k] for k in diagnose(truth, found, NAMES, 0.5).kind]
+    assert names == ["true positive", "double detection"]
+    names = [ERRORS[k] for k in diagnose(truth, found, NAMES, 0.5, strict_iou=True).kind]
+    assert names == ["localization", "true positive"]
+
+
+def test_overlaps_are_found_in_a_stretch(rng: np.random.Generator) -> None:
+    """Times on a grid, lengths of 0 and below among them, and one segment as long as its video."""
+    for _ in range(50):
+        truth, found = draw(rng, int(rng.integers(0, 30))), draw(rng, int(rng.integers(0, 60)), videos=7)
+        truth.segment[: len(truth.segment) // 9] = 0, 100
+        truth.segment[rng.random(len(truth.segment)) < 0.1, 1] -= 8
+        overlaps = pairs.Overlaps(truth.video, truth.segment)
+        first, count = overlaps.stretches(found.video, found.segment)
+        for i, (a, n) in enumerate(zip(first, count, strict=True)):
+            shared = segment_iou(found.segment[i], truth.segment) > 0
+            wanted = set(np.flatnonzero(shared & (truth.video == found.video[i])))
+            stretch = overlaps.order[a : a + n]
+            assert wanted <= set(stretch)
+            assert (truth.video[stretch] == found.video[i]).all()
+            assert bool(wanted) == bool(n)
+
+
 def test_diagnosis_refuses_what_has_no_meaning(rng: np.random.Generator) -> None:
     truth, found = draw(rng, 5), draw(rng, 6)
     with pytest.raises(ValueError, match=r"0 < background <= tiou <= 1, got 0\.6 and 0\.5"):
@@ -183,8 +231,18 @@ def test_half_a_million_detections_take_well_under_a_second_each(rng: np.random.
         segment = np.stack([start, start + rng.uniform(1, 80, n)], 1)
         return Instances(rng.integers(0, 4728, n), rng.integers(0, 200, n), segment, rng.random(n))
 
+    def in_one_video(n: int) -> Instances:
+        start = np.append(rng.uniform(0, 20_000, n - 1), 0)
+        segment = np.stack([start, start + np.append(rng.uniform(1, 80, n - 1), 20_000)], 1)
+        return Instances(np.zeros(n, np.int64), rng.integers(0, 20, n), segment, rng.random(n))
+
     truth, found = many(7300), many(500_000)
-    for work in (lambda: average_recall(truth, found), lambda: diagnose(truth, found, range(200), top=None)):
+    one = in_one_video(5_000), in_one_video(100_000)
+    for work in (
+        lambda: average_recall(truth, found),
+        lambda: diagnose(truth, found, range(200), top=None),
+        lambda: diagnose(*one, range(20), top=None),
+    ):
         started = time.perf_counter()
         work()
         assert time.perf_counter() - started < 20

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from case import _native
 from case.metrics import Instances, average_precision, mean_ap
 from case.metrics.matching import match, places
-from case.metrics.reference import iou_matrix, network_order
+from case.metrics.reference import network_order, segment_iou
 
 TIOU = (0.1, 0.3, 0.5, 0.7, 1.0)
 
@@ -141,6 +141,21 @@ def test_native_and_numpy_agree_on_many_ties(native: ModuleType, rng: np.random.
         np.testing.assert_array_equal(claims, expected)
         np.testing.assert_allclose(ap, expected_ap, rtol=1e-13, atol=1e-14)
         assert (claims >= 0).any()
+
+
+def test_lengths_that_overflow_meet_nothing(matcher: str) -> None:
+    """Beside two instances of equal IoU: which of them is claimed depends on all IoUs of the video."""
+    largest = np.finfo(np.float64).max
+    segment = np.array([[0.0, 1.0], [-largest, largest], [1.0, 2.0], [-largest, largest]])
+    truth = Instances(np.zeros(4, np.int64), np.zeros(4, np.int64), segment, np.zeros(4))
+    for shuffled in ([0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 1, 0]):
+        found = Instances(np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([[0.0, 2.0], segment[1]]), np.ones(2))
+        with np.errstate(over="ignore", invalid="ignore"):
+            _, claims = match(truth[np.array(shuffled)], found, np.zeros(1, np.int64), [0.5], claims=True)
+        assert claims is not None
+        wanted = shuffled[network_order(np.where(np.array(shuffled) % 2, 0.0, 0.5))[-1]]
+        assert shuffled[claims[0, 0]] == wanted
+        assert claims[1, 0] == -1
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
@@ -284,7 +299,7 @@ def test_the_module_refuses_what_would_read_elsewhere(native: ModuleType) -> Non
         native.mean_ap_cpu((*table[:3], -1), table, *rest, 1, 1, ap.ctypes.data, 0)
 
 
-def test_iou_matrix(rng: np.random.Generator) -> None:
+def test_segment_iou(rng: np.random.Generator) -> None:
     a, b = draw(rng, 9).segment, draw(rng, 7).segment
     expected = [[plain_iou(x, y) for y in b] for x in a]
-    np.testing.assert_array_equal(iou_matrix(a, b), expected)
+    np.testing.assert_array_equal(segment_iou(a[:, None], b), expected)

@@ -111,7 +111,14 @@ def test_changed_settings() -> None:
 def test_report(tmp_path) -> None:
     picture = tmp_path / "timelines" / "my video.png"
     results = {"last (step 9)": PUBLISHED, "best-test (step 5, selected on the test set)": PUBLISHED}
-    write_markdown(tmp_path / "report.md", make_settings(protocol="corrected"), results, [picture], title="a | b")
+    write_markdown(
+        tmp_path / "report.md",
+        make_settings(protocol="corrected"),
+        results,
+        [picture],
+        title="a | b",
+        origin={"command": "case-wtal train"},
+    )
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert text.startswith("# a \\| b\n")
     assert "the run's result is `last`" in text
@@ -119,6 +126,7 @@ def test_report(tmp_path) -> None:
     assert "| prior_sigma | 0.3 | 10.0 |" in text
     assert "![my video](timelines/my%20video.png)" in text
     assert "| Billiards |" in text
+    assert "| command | case-wtal train |" in text
     assert str(tmp_path) not in text
     assert [p.name for p in tmp_path.iterdir()] == ["report.md"]
 
@@ -128,6 +136,7 @@ def test_report_of_defaults_and_no_test_selection(tmp_path) -> None:
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "All at defaults." in text
     assert "Pictures" not in text
+    assert "Origin" not in text
     assert "chosen by its score" not in text
 
 

@@ -19,8 +19,9 @@ def parse(cls: type[T], argv: Sequence[str], *, command: str, description: str, 
     import tyro
 
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    flat = (tyro.conf.OmitArgPrefixes,)
-    return tyro.cli(cls, args=list(argv), prog=f"case-wtal {command}", description=description, config=flat, **kwargs)
+    # Help says PATH, not {None}|PATH: what is not given is None, and no word stands for it.
+    form = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
+    return tyro.cli(cls, args=list(argv), prog=f"case-wtal {command}", description=description, config=form, **kwargs)
 
 
 def program() -> str:

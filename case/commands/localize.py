@@ -23,6 +23,10 @@ class LocalizeConfig:
     """Folder that holds one folder of .npy files per stream (rgb/, flow/); a data folder's features/test, say."""
     output: Path = Path("detections.json")
     """Detections in ActivityNet form."""
+    fps: float | None = None
+    """Frames per second of these videos; default: the checkpoint's, of its training data."""
+    snippet_stride: int | None = None
+    """Frames per feature row; default: the checkpoint's."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ..."""
     allow_pickle: bool = False
@@ -41,8 +45,12 @@ def run(argv: Sequence[str]) -> int:
     from case.engine.resolve import open_checkpoint
 
     opened = open_checkpoint(config.checkpoint, device=config.device)
+    opened = opened.timed(fps=config.fps, snippet_stride=config.snippet_stride)
     localized = opened.localize_features(config.features, allow_pickle=config.allow_pickle)
     save_json(config.output, localized.results(opened.settings))
     count = localized.detections.score.numel()
     console.note(f"wrote {config.output}: {count} detections in {len(localized.videos)} videos")
+    console.note(
+        f"times are of {opened.settings.fps:g} frames per second, {opened.settings.snippet_stride} frames a row"
+    )
     return 0

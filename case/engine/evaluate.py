@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from case.inference import Activations, Detections, activate, localize, to_resul
 from case.metrics import Instances, MeanAP, Problem, pose_arrays, score
 from case.model import CASE
 
-# Videos at a time: bounds memory (the upsampled activations of a video and class are 144 kB at T = 750).
-CHUNK = 32
+# What a chunk of videos may take beside its results; see localize_split.
+CHUNK_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,41 +51,88 @@ def localize_split(
     *,
     progress: Callable[[int], object] | None = None,
 ) -> Localized:
-    """Localize in every video of a split, ``CHUNK`` videos at a time; ``progress`` is called with videos done."""
+    """Localize in every video of a split; ``progress`` is called with videos done.
+
+    As many videos go at once as take ``CHUNK_BYTES`` in all, one at least: with M streams, each of a video's distinct
+    rows, T at most, takes 4 (widths + 2 M (H + C + K)) bytes, and each of its T positions 4 C (M + 8 upsample + 2), of
+    which the samples, 4 times in float64, are plain torch's alone. Results stay on the device, some 4 T (C + 4) bytes a
+    video, until the last chunk is done, and then are copied to the host at once.
+    """
     model.eval()
+    lengths = split.lengths
+    rows_of = lengths.tolist()
+    streams = len(model.widths)
+    row = 4 * (sum(model.widths) + 2 * streams * (settings.hidden + settings.num_classes + settings.num_clusters))
+    others = _position_bytes(settings, streams) * settings.num_segments
     parts: list[Activations] = []
-    found: list[Detections] = []
-    everyone = torch.arange(len(split.videos), device=split.offsets.device)
-    for videos in everyone.split(CHUNK):
-        lengths = split.lengths[videos]
-        with record_function("case: rows"):
-            rows, index = split.distinct(videos, uniform_positions(lengths, settings.num_segments))
-        with record_function("case: network"):
-            heads = model(rows)
-        with record_function("case: activations"):
-            activations = activate(heads, index, cluster_labels, settings)
-        with record_function("case: detections"):
-            detections = localize(activations, lengths, settings)
-        parts.append(Activations(*(part.cpu() for part in activations)))
-        moved = Detections(*(column.cpu() for column in detections))
-        found.append(moved._replace(video=moved.video + int(videos[0])))
-        if progress is not None:
-            progress(int(videos[-1]) + 1)
+
+    def chunks() -> Iterator[tuple[slice, Activations]]:
+        for videos in _within(CHUNK_BYTES, [row * min(n, settings.num_segments) + others for n in rows_of]):
+            with record_function("case: rows"):
+                chosen = torch.arange(videos.start, videos.stop, device=lengths.device)
+                rows, index = split.distinct(chosen, uniform_positions(lengths[videos], settings.num_segments))
+            with record_function("case: network"):
+                heads = model(rows)
+            with record_function("case: activations"):
+                parts.append(activate(heads, index, cluster_labels, settings))
+            del rows, heads
+            yield videos, parts[-1]
+            if progress is not None:
+                progress(videos.stop)
+
+    found = _detections(chunks(), lengths, settings)
     activations = Activations(*(torch.cat(part) for part in zip(*parts, strict=True)))
-    detections = Detections(*(torch.cat(column) for column in zip(*found, strict=True)))
-    return Localized(split.videos, split.lengths.cpu(), activations, detections)
+    moved = _to_host((*activations, *found))
+    kept, found = Activations(*moved[: len(activations)]), Detections(*moved[len(activations) :])
+    return Localized(split.videos, torch.tensor(rows_of), kept, found)
 
 
 @torch.inference_mode()
 def relocalize(localized: Localized, settings: Settings) -> Localized:
     """The same activations localized with other settings (METHOD.md, Inference, 3 and 4)."""
-    found: list[Detections] = []
-    for videos in torch.arange(len(localized.videos)).split(CHUNK):
-        chunk = Activations(*(part[videos] for part in localized.activations))
-        detections = localize(chunk, localized.lengths[videos], settings)
-        found.append(detections._replace(video=detections.video + int(videos[0])))
-    detections = Detections(*(torch.cat(column) for column in zip(*found, strict=True)))
-    return Localized(localized.videos, localized.lengths, localized.activations, detections)
+    activations = localized.activations
+    size = _position_bytes(settings, streams=0) * activations.fused.shape[1]
+    chunks = _within(CHUNK_BYTES, [size] * len(localized.videos))
+    found = _detections(
+        ((videos, Activations(*(part[videos] for part in activations))) for videos in chunks),
+        localized.lengths,
+        settings,
+    )
+    return Localized(localized.videos, localized.lengths, activations, found)
+
+
+def _within(limit: int, sizes: Sequence[int]) -> Iterator[slice]:
+    """Stretches of neighbours whose sizes add up to the limit at most, or of one."""
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > limit:
+            yield slice(start, i)
+            start, total = i, 0
+        total += size
+    yield slice(start, len(sizes))
+
+
+def _position_bytes(settings: Settings, streams: int) -> int:
+    """Of one position: class logits of each stream, the fused ones twice, and their float64 samples four times."""
+    return 4 * settings.num_classes * (streams + 2 + 8 * settings.upsample)
+
+
+def _detections(chunks: Iterable[tuple[slice, Activations]], lengths: Tensor, settings: Settings) -> Detections:
+    """Detections in neighbouring stretches of videos as those of one split."""
+    found = []
+    for videos, activations in chunks:
+        with record_function("case: detections"):
+            detections = localize(activations, lengths[videos], settings)
+        found.append(detections._replace(video=detections.video + videos.start))
+    return Detections(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """All of them with one wait for the device."""
+    moved = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if tensors[0].is_cuda:
+        torch.cuda.current_stream(tensors[0].device).synchronize()
+    return moved
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import shlex
+import sys
 from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from case import console, viz
+from case import __version__, console, viz
 from case.config import Settings, TrainConfig
 from case.data import FeatureFolder, make_folder, save_json
 from case.engine.checkpoint import load_checkpoint
@@ -46,7 +51,7 @@ def finish_run(run: TrainingRun) -> dict[str, Outcome]:
         shown = shown[:1]  # the last checkpoint is the best: one row, not two alike
     scores = {_title(o): o.score.mean_ap for o in shown}
     pictures = _draw(run, shown, kept)
-    write_markdown(output / "report.md", config, scores, pictures)
+    write_markdown(output / "report.md", config, scores, pictures, origin=_origin(config))
     console.table(f"{run.folder.name}, {config.protocol}, seed {config.seed}: mAP, %", *ap_rows(scores))
     for outcome in shown:
         exact = 100 * outcome.score.video_accuracy
@@ -86,6 +91,20 @@ def _outcome(run: TrainingRun, name: str, path: Path) -> Outcome:
         localized, run.test.labels, run.folder.ground_truth, run.folder.test_subset, run.config.settings
     )
     return Outcome(name, checkpoint.steps, localized, score, foreground)
+
+
+def _origin(config: TrainConfig) -> dict[str, str]:
+    """What it takes to make the run again, as far as the settings do not say it."""
+    names = ("numpy", "torch", "triton")
+    present = {distribution.name for distribution in metadata.distributions()}
+    versions = [f"{name} {metadata.version(name)}" for name in names if name in present]
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seed": str(config.seed),
+        "device": config.device,
+        "versions": ", ".join([f"case {__version__}", f"Python {platform.python_version()}", *versions]),
+    }
 
 
 def _title(outcome: Outcome) -> str:

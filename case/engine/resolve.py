@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from case import console
-from case.config import Settings
+from case.config import Settings, validate
 from case.data import FeatureFolder, LoadedSplit, load_split, open_folder
 from case.data.layout import Split
 from case.data.unlabelled import load_features
@@ -33,6 +34,13 @@ class Opened:
     @property
     def settings(self) -> Settings:
         return self.checkpoint.settings
+
+    def timed(self, *, fps: float | None = None, snippet_stride: int | None = None) -> Opened:
+        """The same for videos of so many frames per second and feature row, where those are given."""
+        given: dict[str, Any] = {"fps": fps, "snippet_stride": snippet_stride}
+        settings = replace(self.settings, **{name: value for name, value in given.items() if value is not None})
+        validate(settings)
+        return replace(self, checkpoint=replace(self.checkpoint, settings=settings))
 
     def localize_features(self, folder: Path, *, allow_pickle: bool = False) -> Localized:
         """Localize in every video of a folder of features (see ``case.data.unlabelled``)."""

@@ -33,10 +33,10 @@ def average_precision(
     return np.where(hit, precision, 0.0).sum(1) / len(truth.segment), claims
 
 
-def iou_matrix(a: Floats, b: Floats) -> Floats:
-    """(P, 2) and (G, 2) segments -> (P, G), 0 where the union is empty."""
-    inter = np.maximum(0.0, np.minimum(a[:, None, 1], b[:, 1]) - np.maximum(a[:, None, 0], b[:, 0]))
-    union = (b[:, 1] - b[:, 0]) + (a[:, None, 1] - a[:, None, 0]) - inter
+def segment_iou(a: Floats, b: Floats) -> Floats:
+    """(..., 2) segments that broadcast against one another -> (...), 0 where the union is empty."""
+    inter = np.maximum(0.0, np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0]))
+    union = (b[..., 1] - b[..., 0]) + (a[..., 1] - a[..., 0]) - inter
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
@@ -79,7 +79,7 @@ def _claim(truth: Instances, found: Instances, order: Ints, tiou: Floats, best_o
         mine = order[video == v]
         instances = np.flatnonzero(truth.video == v)
         claimed = np.zeros((len(tiou), len(instances)), dtype=bool)
-        overlaps = iou_matrix(found.segment[mine], truth.segment[instances])
+        overlaps = segment_iou(found.segment[mine][:, None], truth.segment[instances])
         for row in np.flatnonzero(overlaps.max(1, initial=0.0) >= tiou.min()):
             iou = overlaps[row]
             ranked = np.flatnonzero(iou >= tiou.min())

@@ -9,6 +9,7 @@ import numpy as np
 
 from case.errors import CaseError
 from case.metrics.arrays import AMBIGUOUS, Bools, Instances, Problem
+from case.metrics.pairs import Overlaps
 
 AmbiguousRule = Literal["count", "drop", "forgive", "remove"]
 
@@ -85,16 +86,8 @@ def first_of_each(truth: Instances) -> Bools:
 
 def overlapping(found: Instances, stretches: Instances) -> Bools:
     """(n,): which detections share more than a moment with a stretch of their video."""
-    order = np.argsort(found.video, kind="stable")
-    video = found.video[order]
-    touching = np.zeros(len(order), dtype=bool)
-    first = np.searchsorted(video, stretches.video, side="left")
-    last = np.searchsorted(video, stretches.video, side="right")
-    for (start, end), a, b in zip(stretches.segment, first, last, strict=True):
-        here = order[a:b]
-        shared = np.minimum(found.segment[here, 1], end) - np.maximum(found.segment[here, 0], start)
-        touching[here] |= shared > 0
-    return touching
+    _, count = Overlaps(stretches.video, stretches.segment).stretches(found.video, found.segment)
+    return np.asarray(count > 0)
 
 
 def alternatives(problem: Problem, rules: Rules) -> dict[str, Rules]:

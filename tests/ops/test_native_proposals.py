@@ -141,25 +141,16 @@ def test_one_large_value_costs_a_class_at_most_its_own_digits(draw):
     small = wanted[1].abs() < 10
     assert small.any()
     assert (found[1] - wanted[1])[small].abs().max() < 1e-8
-    assert (found[1] - wanted[1])[small & (found[2] == 1)].abs().max() < 1e-14
+    assert ((found[1] - wanted[1])[small & (found[2] == 1)].abs() < 1e-14).all()  # some seeds give this class nothing
 
 
-def test_threads_change_nothing(draw):
+def test_results_are_the_same_for_any_number_of_threads(draw, over_threads):
     videos = 9
     cas = walk(draw, videos, 400, 5)
     cas[::2] = cas[::2] * 1e-3  # ragged: half the videos have nothing
     args = arguments(cas, [0.1, 0.4, 0.7], 24)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3, 16):
-            torch.set_num_threads(threads)
-            results.append(native_ops.propose(*args))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    assert len(results[0][1]) > 0
+    _, scores, *_ = over_threads(lambda: native_ops.propose(*args))
+    assert len(scores) > 0
 
 
 def test_strides(draw):
