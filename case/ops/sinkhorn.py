@@ -41,10 +41,10 @@ def sinkhorn(
         logits: (..., N, K), float32, bfloat16, float16 (computed in float32) or float64. Leading dimensions are
             independent problems. N may be 0.
         prior: (..., N, K) non-negative weights that broadcast to logits, or a ``RankPrior``. Values are not checked,
-            since the host would have to wait: one below 0 counts as 0, on every backend. Where it is 0 an entry takes
-            no part, and the gradient in prior is 0, although a value above 0 would get a share.
-        row_marginal: (..., N) non-negative; only ratios matter. Default: uniform.
-        col_marginal: (..., K) non-negative; only ratios matter. Default: uniform.
+            since the host would have to wait: one below 0 makes the problem NaN. Where it is 0 an entry takes no part,
+            and the gradient in prior is 0, although a value above 0 would get a share.
+        row_marginal: (..., N) non-negative, NaN below 0 likewise; only ratios matter. Default: uniform.
+        col_marginal: (..., K) non-negative, likewise.
         scale: factor on the logits (an inverse temperature).
         n_iters: iterations, at least 1.
         tol: stop a problem whose columns are all within ``tol`` of their marginal, as shares of the mass. The

@@ -122,23 +122,17 @@ def test_prior_and_marginals_broadcast(draw, close, device):
     close(q, plans(logits, 1.0, 3, full))
 
 
-@pytest.mark.op("sinkhorn", "sinkhorn_potentials")
-def test_a_prior_below_0_counts_as_0(draw, close, device):
-    """Nobody looks at the values, so what they mean must not depend on who computes."""
+@pytest.mark.op("sinkhorn")
+def test_entries_of_prior_0_take_no_part_and_have_no_gradient(draw, device):
     logits, prior = draw.normal(40, 7), draw.uniform(40, 7, low=0.1)
     off = draw.uniform(40, 7) < 0.2
     off[:, 3] |= ~off.any(1)
-    zero, below = (prior.masked_fill(off, value).to(device).requires_grad_() for value in (0.0, -2.0))
-    wanted, found = (ops.sinkhorn(logits.to(device), prior=p) for p in (zero, below))
-    assert torch.equal(found, wanted)
+    leaf = prior.masked_fill(off, 0.0).to(device).requires_grad_()
+    found = ops.sinkhorn(logits.to(device), prior=leaf)
     assert not found[off.to(device)].any()
-    for p in (zero, below):
-        weights = torch.linspace(-1, 1, 7, dtype=p.dtype, device=device)
-        (slope,) = torch.autograd.grad((ops.sinkhorn(logits.to(device), prior=p) * weights).sum(), p)
-        assert not slope[off.to(device)].any()
-        assert slope.any()
-    for a, b in zip(*(ops.sinkhorn_potentials(logits.to(device), prior=p) for p in (zero, below)), strict=True):
-        assert torch.equal(a, b)
+    (slope,) = torch.autograd.grad((found * torch.linspace(-1, 1, 7, dtype=leaf.dtype, device=device)).sum(), leaf)
+    assert not slope[off.to(device)].any()
+    assert slope.any()
 
 
 @pytest.mark.op("sinkhorn")
