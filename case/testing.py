@@ -24,7 +24,7 @@ from torch import Tensor
 from case.compat import from_released, released_sizes, to_released
 from case.config import Settings, settings_fields, settings_from
 from case.engine.learner import Learner
-from case.engine.store import uniform_positions
+from case.engine.sampling import uniform_positions
 from case.errors import CaseError
 from case.inference import activate, localize, to_results
 from case.model import CASE

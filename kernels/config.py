@@ -192,16 +192,16 @@ def prototypes_backward_launch(k: int, d: int, element_size: int, device: Device
     half, block_k = element_size == 2, max(16, next_power_of_2(k))
     if device.interpreted:
         return PrototypesBackwardLaunch(512, min(64, block_k), max(16, min(256, next_power_of_2(d))), 4, 1)
+    shared = 90 <= device.arch < 110  # multiply from shared memory what others must hold in registers
     # Each program reads all of dS, so it takes many rows; it holds weights and their gradient, block_n * block_k
     # elements, so it takes few: with all columns in one block, 100 to 245 registers a thread. Two of three stages in
     # flight are 32 to 64 KiB a multiprocessor.
     block_n, block_d, num_warps = {
         16: (128, 64, 8) if half else (64, 64, 4),
         32: (128, 64, 8) if half else (64, 32, 4),
-        64: (64, 32, 8) if half else (64, 16, 8),
-        128: (64, 32, 8),
+        64: (64, 32 if half or not shared else 16, 8),
     }.get(block_k, (64, 32, 8))
-    if block_k > (128 if half and device.arch >= 90 else 64):
+    if block_k > (32 if not shared else 128 if half else 64):
         block_k = 32  # many columns: blocks of them, or registers spill
     return PrototypesBackwardLaunch(block_n, block_k, min(block_d, max(16, next_power_of_2(d))), num_warps, 3)
 

@@ -13,7 +13,8 @@ from torch.profiler import record_function
 
 from case.config import Settings
 from case.data import GroundTruth
-from case.engine.store import ResidentSplit, uniform_positions
+from case.engine.sampling import uniform_positions
+from case.engine.store import ResidentSplit
 from case.errors import CaseError
 from case.inference import Activations, Detections, activate, localize, to_results, video_accuracy
 from case.metrics import Instances, MeanAP, Problem, pose_arrays, score

@@ -20,7 +20,8 @@ from case.engine.checkpoint import load_checkpoint, save_checkpoint
 from case.engine.evaluate import Localized, Score, localize_split, score_split
 from case.engine.learner import Learner
 from case.engine.runlog import RunLog
-from case.engine.store import ResidentSplit, batch_videos, random_positions, step_generator
+from case.engine.sampling import batch_videos, random_positions
+from case.engine.store import ResidentSplit
 from case.errors import CaseError
 from case.metrics import truth_instances
 
@@ -194,7 +195,7 @@ def _step(run: TrainingRun) -> Any:
     seed, number = run.config.seed, run.learner.steps
     device = run.train.offsets.device
     videos = batch_videos(len(run.train.videos), run.config.batch_size, seed, number).to(device)
-    positions = random_positions(run.train.lengths[videos], run.config.num_segments, step_generator(seed, number))
+    positions = random_positions(run.train.lengths[videos], run.config.num_segments, seed, number, videos)
     rows, index = run.train.distinct(videos, positions)
     return run.learner.step(rows, index, run.train.labels[videos])
 

@@ -1,0 +1,84 @@
+"""Which rows a batch samples (METHOD.md, Sampling): vectorised, and a function of numbers alone.
+
+Random numbers come from a counter-based generator in 64-bit integers: the bits for (seed, step, video, segment) are the
+same on every device and however a batch is split over processes, and no state has to be saved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Streams of random numbers of one seed.
+_ORDER, _POSITIONS = 0, 1
+
+
+def uniform_positions(lengths: Tensor, segments: int) -> Tensor:
+    """(V, T) int64: row floor(i * L / T) of each video of L rows (testing)."""
+    return torch.arange(segments, device=lengths.device) * lengths.unsqueeze(1) // segments
+
+
+def random_positions(lengths: Tensor, segments: int, seed: int, step: int | Tensor, videos: Tensor) -> Tensor:
+    """(B, T) int64: one row out of each of T stretches of every video (training).
+
+    Stretch i reaches from floor(i L / T) to floor((i + 1) L / T), both ends included, the last to L - 1; a video of
+    exactly T rows is taken whole. lengths and videos (B,) int64, the latter the numbers that name the videos; step may
+    be a tensor, so that a captured graph can count on.
+    """
+    length = lengths.unsqueeze(1)
+    low = uniform_positions(lengths, segments)
+    high = torch.cat([low[:, 1:], length - 1], dim=1)
+    segment = torch.arange(segments, device=lengths.device)
+    bits = random_bits(seed, _POSITIONS, step, videos.unsqueeze(1), segment)
+    # 32 bits times a stretch of fewer than 2^31 rows: whole numbers, so every device agrees.
+    drawn = low + (_shifted(bits, 32) * (high - low + 1) >> 32)
+    return torch.where(length == segments, low, drawn)
+
+
+def batch_videos(count: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """(min(batch_size, count),) int64: videos of a step; an epoch's incomplete last batch is dropped."""
+    size = min(batch_size, count)
+    epoch, position = divmod(step, count // size)
+    order = random_bits(seed, _ORDER, epoch, torch.arange(count)).argsort(stable=True)
+    return order[position * size : (position + 1) * size]
+
+
+def distinct_rows(positions: Tensor, starts: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor]:
+    """The rows that ``positions`` (B, T) name, each once, and the index (B, T) that restores them.
+
+    Positions of a video do not fall, so a row is new where it differs from the one before: no sort. Rows (L,) int64
+    count from the start of the split's first video; ``starts`` (B,) is where each video begins. With ``capacity`` there
+    are as many rows, those beyond the last being the split's first, and nothing waits for the device.
+    """
+    fresh = torch.ones_like(positions, dtype=torch.bool)
+    fresh[:, 1:] = positions[:, 1:] != positions[:, :-1]
+    index = fresh.flatten().cumsum(0) - 1
+    count = int(index[-1]) + 1 if capacity is None else capacity
+    rows = torch.zeros(count, dtype=torch.int64, device=positions.device)
+    # Repeats write the same value, so their order does not matter.
+    rows.scatter_(0, index, (positions + starts.unsqueeze(1)).flatten())
+    return rows, index.view(positions.shape)
+
+
+def random_bits(seed: int, *counters: int | Tensor) -> Tensor:
+    """64 random bits as int64 for each combination of ``counters``, which broadcast; at least one is a tensor.
+
+    Splitmix64's finaliser over the numbers one after the other: neighbouring seeds and counters share nothing.
+    """
+    device = next(c.device for c in counters if isinstance(c, Tensor))
+    state = torch.zeros((), dtype=torch.int64, device=device)
+    for part in (seed, *counters):
+        state = state + part + _signed(0x9E3779B97F4A7C15)
+        state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
+        state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
+        state = state ^ _shifted(state, 31)
+    return state
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """To the right, zeros from the left."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(constant: int) -> int:
+    return constant - (1 << 64) if constant >= 1 << 63 else constant
