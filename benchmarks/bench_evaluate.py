@@ -24,7 +24,7 @@ from case.config import Settings, make_settings
 from case.data.synthetic import SyntheticConfig, SyntheticData, generate
 from case.engine.evaluate import Localized, Score, localize_split, score_split
 from case.engine.learner import Learner
-from case.engine.sampling import batch_videos, random_positions, uniform_positions
+from case.engine.sampling import batch_videos, uniform_positions
 from case.engine.store import ResidentSplit
 
 STAGES = ("rows", "network", "activations", "detections", "mAP")
@@ -52,8 +52,7 @@ def trained(data: SyntheticData, settings: Settings, steps: int) -> Learner:
     train = ResidentSplit.from_loaded(data.train, torch.device("cpu"))
     for step in range(steps):
         videos = batch_videos(len(train.videos), 8, seed=0, step=step)
-        positions = random_positions(train.lengths[videos], 200, 1, step, videos)
-        learner.step(*train.distinct(videos, positions), train.labels[videos])
+        learner.step(*train.sampled(videos, 200, 1, step))
     return learner
 
 

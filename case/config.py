@@ -163,6 +163,14 @@ class TrainConfig(Settings):
     """Steps between checkpoints; one is also written at every evaluation."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
+    engine: Literal["fast", "plain"] = "fast"
+    """plain: straight-line torch on every sampled row, the oracle of `fast`."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the wide matrix products; weights and everything narrow stay float32. tf32 is CUDA's."""
+    storage: Literal["stored", "float32", "float16", "bfloat16"] = "stored"
+    """Type in which features are kept; `stored`: as in their files."""
+    residence: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where features are kept: on the device, in host memory, or in files that map into it; auto: where they fit."""
     threads: int = 0
     """CPU threads; 0: torch's default."""
     pictures: int = 4
@@ -380,6 +388,9 @@ def validate(settings: Settings) -> None:
 
 
 def _validate_run(config: TrainConfig) -> None:
+    for name in ("engine", "precision", "storage", "residence"):
+        if getattr(config, name) not in _CHOICES[name]:
+            raise CaseError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {getattr(config, name)!r}")
     for name in ("log_every", "save_every"):
         if getattr(config, name) < 1:
             raise CaseError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -397,4 +408,8 @@ _CHOICES = {
     "nms_method": ("decay_once", "hard", "linear", "gaussian"),
     "label_init": ("clusters", "classes"),
     "keep_checkpoint": ("best-test", "last"),
+    "engine": ("fast", "plain"),
+    "precision": ("fp32", "tf32", "bf16"),
+    "storage": ("stored", "float32", "float16", "bfloat16"),
+    "residence": ("auto", "device", "host", "disk"),
 }

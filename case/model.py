@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
 from case.config import Settings
 from case.ops import cosine_logits
@@ -44,9 +44,10 @@ class Branch(nn.Module):
         self.cosine_scale = cosine_scale
 
     def forward(self, rows: Tensor) -> Heads:
-        embedding = self.base(rows).relu_()  # in place: the products' outputs are not needed again
+        # In place: the products' outputs are not needed again.
+        embedding = _product(self.base, rows).relu_().to(self.base.weight.dtype)
         return Heads(
-            cas=self.cas(self.cas_hidden(rows).relu_()),
+            cas=_product(self.cas, _product(self.cas_hidden, rows).relu_()).to(self.cas.weight.dtype),
             embedding=embedding,
             attention=self.attention(embedding).squeeze(-1).sigmoid(),
             cluster_logits=cosine_logits(embedding, self._unit_prototypes(), scale=self.cosine_scale, unit_y=True),
@@ -64,6 +65,11 @@ class Branch(nn.Module):
                 return unit
             self.prototypes.copy_(unit)
         return self.prototypes
+
+
+def _product(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer in the dtype of x: what is wide is multiplied in it, weights stay as they are."""
+    return linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 class CASE(nn.Module):
@@ -86,6 +92,9 @@ class CASE(nn.Module):
         return tuple(branch.base.in_features for branch in self.branches.values())  # type: ignore[union-attr, misc]
 
     def forward(self, rows: Sequence[Tensor]) -> Heads:
-        """rows: one (L, width) matrix per modality, all of the same L."""
+        """rows: one (L, width) matrix per modality, all of the same L, in the weights' dtype or a narrower one.
+
+        The products of width H are in the dtype of the rows; all that follows, and all results, in the weights'.
+        """
         parts = [branch(x) for branch, x in zip(self.branches.values(), rows, strict=True)]
         return Heads(*(torch.stack(part) for part in zip(*parts, strict=True)))

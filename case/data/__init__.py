@@ -6,7 +6,7 @@ from case.data.check_report import Finding, Report, SplitSummary
 from case.data.detections import DetectionTable, load_detections
 from case.data.features import FeatureError
 from case.data.files import atomic_write, load_json, make_folder, save_json
-from case.data.folder import FeatureFolder, LoadedSplit, load_split, open_folder
+from case.data.folder import FeatureFolder, LoadedSplit, load_split, open_folder, split_bytes
 from case.data.synthetic import DEMO, THUMOS14_SIZED, SyntheticConfig, SyntheticData, generate, iter_videos, write
 from case.data.wtalc import load_ambiguous, load_wtalc
 
@@ -37,6 +37,7 @@ __all__ = [
     "make_folder",
     "open_folder",
     "save_json",
+    "split_bytes",
     "to_json",
     "write",
 ]

@@ -22,7 +22,7 @@ import numpy as np
 
 from case.data.annotations import GroundTruth, load_ground_truth, misplaced
 from case.data.features import FeatureError, FeatureHeader, read_features, read_header
-from case.data.files import PathLike
+from case.data.files import PathLike, make_folder, reason
 from case.data.layout import SPLITS, checked_field, find_modalities, is_file_name, read_description, read_split_lines
 from case.errors import CaseError
 
@@ -224,13 +224,25 @@ class LoadedSplit:
     """Remarks that the user should see."""
 
 
+def split_bytes(folder: FeatureFolder, split: str) -> int:
+    """What ``load_split`` takes for features, from the files' headers alone."""
+    sizes = [folder.lengths(split, video) for video in folder.split(split)]
+    item = max((header.dtype.itemsize for _, headers in sizes for header in headers), default=0)
+    return sum(rows for rows, _ in sizes) * sum(folder.widths) * item
+
+
 def load_split(
-    folder: FeatureFolder, split: str, *, progress: Callable[[int, int], object] | None = None
+    folder: FeatureFolder,
+    split: str,
+    *,
+    directory: Path | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> LoadedSplit:
     """Read the features of ``"train"`` or ``"test"`` into one array per stream, allocated once.
 
-    ``progress`` is called with (videos read, videos in all) after each video. Raises ``CaseError`` in one line as
-    ``FeatureFolder.load`` does, for a training video without a label, and for a segment outside its video.
+    With ``directory`` the arrays are files in it, ``<split>-<stream>.rows``, that map into memory: they may be larger
+    than it. ``progress`` is called with (videos read, videos in all) after each video. Raises ``CaseError`` in one line
+    as ``FeatureFolder.load`` does, for a training video without a label, and for a segment outside its video.
     """
     videos = folder.split(split)
     labels = np.stack([folder.labels(video) for video in videos])
@@ -245,10 +257,24 @@ def load_split(
     dtype = np.result_type(*(header.dtype for _, headers in sizes for header in headers))
     for video, (rows, _) in zip(videos, sizes, strict=True):
         folder.check_segments(split, video, rows)
-    flat = tuple(np.empty((offsets[-1], width), dtype=dtype) for width in folder.widths)
+    flat = tuple(
+        _allocate((int(offsets[-1]), width), dtype, directory and directory / f"{split}-{name}.rows")
+        for name, width in zip(folder.modalities, folder.widths, strict=True)
+    )
     for v, video in enumerate(videos):
         for stream, array in zip(flat, folder.load(split, video), strict=True):
             stream[offsets[v] : offsets[v + 1]] = array
         if progress is not None:
             progress(v + 1, len(videos))
     return LoadedSplit(tuple(videos), flat, offsets, labels, tuple(folder.notes))
+
+
+def _allocate(shape: tuple[int, int], dtype: np.dtype, path: Path | None) -> np.ndarray:
+    if path is None:
+        return np.empty(shape, dtype)
+    try:
+        make_folder(path.parent)
+        return np.memmap(path, dtype, "w+", shape=shape)
+    except OSError as error:
+        size = shape[0] * shape[1] * dtype.itemsize
+        raise CaseError(f"{path}: cannot make a file of {size:,} bytes: {reason(error)}") from error

@@ -41,9 +41,9 @@ class Checkpoint:
         model.load_state_dict({k.removeprefix("model/"): v for k, v in self.tensors.items() if k.startswith("model/")})
         return model.to(device)
 
-    def learner(self, settings: Settings, device: torch.device | str = "cpu") -> Learner:
-        """A learner that goes on from here, under ``settings``."""
-        learner = Learner(self.widths, settings, device)
+    def learner(self, settings: Settings, device: torch.device | str = "cpu", kind: type[Learner] = Learner) -> Learner:
+        """A learner of this ``kind`` that goes on from here, under ``settings``."""
+        learner = kind(self.widths, settings, device)
         learner.load({"steps": self.steps, "tensors": self.tensors})
         return learner
 

@@ -13,7 +13,6 @@ from torch.profiler import record_function
 
 from case.config import Settings
 from case.data import GroundTruth
-from case.engine.sampling import uniform_positions
 from case.engine.store import ResidentSplit
 from case.errors import CaseError
 from case.inference import Activations, Detections, activate, localize, to_results, video_accuracy
@@ -60,7 +59,7 @@ def localize_split(
     video, until the last chunk is done, and then are copied to the host at once.
     """
     model.eval()
-    lengths = split.lengths
+    lengths = split.lengths.to(split.device)
     rows_of = lengths.tolist()
     streams = len(model.widths)
     row = 4 * (sum(model.widths) + 2 * streams * (settings.hidden + settings.num_classes + settings.num_clusters))
@@ -70,8 +69,8 @@ def localize_split(
     def chunks() -> Iterator[tuple[slice, Activations]]:
         for videos in _within(CHUNK_BYTES, [row * min(n, settings.num_segments) + others for n in rows_of]):
             with record_function("case: rows"):
-                chosen = torch.arange(videos.start, videos.stop, device=lengths.device)
-                rows, index = split.distinct(chosen, uniform_positions(lengths[videos], settings.num_segments))
+                chosen = torch.arange(videos.start, videos.stop)
+                rows, index, _ = split.uniform(chosen, settings.num_segments)
             with record_function("case: network"):
                 heads = model(rows)
             with record_function("case: activations"):

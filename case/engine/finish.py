@@ -84,7 +84,7 @@ def _outcome(run: TrainingRun, name: str, path: Path) -> Outcome:
     foreground = checkpoint.cluster_labels[:, 0].numpy()
     if run.evaluated is not None and run.evaluated[0] == checkpoint.steps:
         return Outcome(name, *run.evaluated, foreground)
-    device = run.test.offsets.device
+    device = run.test.device
     labels = checkpoint.cluster_labels.to(device)
     localized = localize_split(checkpoint.model(device), labels, run.test, run.config.settings)
     score = score_split(

@@ -29,24 +29,33 @@ class Learner:
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             fused=True,
+            capturable=torch.device(device).type == "cuda",
         )
         self.labels = initial_cluster_labels(settings, torch.device(device))
-        self.inference_labels = self.labels
+        self.inference_labels = self.labels.clone()
         self.steps = 0
 
     def step(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
         """One update on B videos: rows (L, width) per modality, index (B, T) into them, labels (B, C)."""
+        losses = self.update(rows, index, labels)
+        self.steps += 1
+        return losses
+
+    def update(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
+        """``step`` without counting it: nothing but work for the device, so that a graph can capture it."""
         self.model.train()
-        heads = self.model(rows)
-        losses = training_losses(heads, index, labels, self.labels, self.settings)
+        losses = self.losses(rows, index, labels)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         self.optimizer.step()
-        self.labels = losses.cluster_labels
+        self.labels.copy_(losses.cluster_labels)
         keep = self.settings.label_momentum if self.steps > 0 else 0.0
-        self.inference_labels = keep * self.inference_labels + (1 - keep) * self.labels
-        self.steps += 1
+        self.inference_labels.mul_(keep).add_(self.labels, alpha=1 - keep)
         return losses
+
+    def losses(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
+        """The objective at the present weights."""
+        return training_losses(self.model(rows), index, labels, self.labels, self.settings)
 
     def state(self) -> dict[str, Any]:
         """Everything a bit-equal continuation needs, as tensors on the CPU under flat names, and the step count."""

@@ -15,13 +15,16 @@ import torch
 
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
-from case.data import FeatureFolder, LoadedSplit, atomic_write, load_split, make_folder, open_folder
+from case.data import FeatureFolder, atomic_write, load_split, make_folder, open_folder, split_bytes
 from case.engine.checkpoint import load_checkpoint, save_checkpoint
 from case.engine.evaluate import Localized, Score, localize_split, score_split
+from case.engine.graphs import StaticSteps
 from case.engine.learner import Learner
+from case.engine.plain import PlainLearner
+from case.engine.precision import rows_dtype, set_products
 from case.engine.runlog import RunLog
-from case.engine.sampling import batch_videos, random_positions
-from case.engine.store import ResidentSplit
+from case.engine.sampling import batch_videos
+from case.engine.store import ResidentSplit, fitting_residence
 from case.errors import CaseError
 from case.metrics import truth_instances
 
@@ -43,6 +46,8 @@ class TrainingRun:
     learner: Learner
     best: dict[str, Any] = field(default_factory=dict)
     """Step and mAP of the best evaluation on the test split."""
+    static: StaticSteps | None = None
+    """Steps as CUDA graphs, where they can be."""
     evaluated: tuple[int, Localized, Score] | None = None
     """The latest evaluation and its step."""
 
@@ -79,11 +84,12 @@ def open_run(config: TrainConfig) -> TrainingRun:
         raise CaseError(f"{config.data}: training videos are in the test split too: {_few(both)}; drop them from one")
     # Asked for here, since an unknown subset must not be found out by the first evaluation.
     truth_instances(folder.ground_truth, {v: i for i, v in enumerate(folder.ground_truth.videos)}, folder.test_subset)
-    splits = {name: _load(folder, name) for name in ("train", "test")}
+    train, test = _load(config, folder, device)
     for note in folder.notes:
         console.warn(note)
-    resident = {name: ResidentSplit.from_loaded(split, device) for name, split in splits.items()}
     best: dict[str, Any] = {}
+    kind = PlainLearner if config.engine == "plain" else Learner
+    set_products(config.precision)
     if config.resume:
         checkpoint = load_checkpoint(last)
         if checkpoint.widths != folder.widths:
@@ -101,12 +107,14 @@ def open_run(config: TrainConfig) -> TrainingRun:
                 f"{last} is at step {checkpoint.steps}, past max_steps {config.max_steps}; give a larger --max-steps, "
                 "or use evaluate"
             )
-        learner = checkpoint.learner(config.settings, device)
+        learner = checkpoint.learner(config.settings, device, kind)
         best = checkpoint.notes["best"]
     else:
         torch.manual_seed(config.seed)
-        learner = Learner(folder.widths, config.settings, device)
-    return TrainingRun(config, folder, resident["train"], resident["test"], learner, best)
+        learner = kind(folder.widths, config.settings, device)
+    graphed = device.type == "cuda" and config.engine == "fast" and train.features[0].device == device
+    static = StaticSteps(learner, train, config.batch_size, config.seed, capture=True) if graphed else None
+    return TrainingRun(config, folder, train, test, learner, best, static)
 
 
 def run_training(run: TrainingRun) -> None:
@@ -184,20 +192,33 @@ def _few(names: Sequence[str], most: int = 5) -> str:
     return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown
 
 
-def _load(folder: FeatureFolder, name: str) -> LoadedSplit:
-    videos = folder.split(name)
-    with console.progress(len(videos), f"read {name}", unit="video") as bar:
-        return load_split(folder, name, progress=lambda done, total: bar.advance(1))
+def _load(config: TrainConfig, folder: FeatureFolder, device: torch.device) -> tuple[ResidentSplit, ResidentSplit]:
+    """(train, test), where there is room for both."""
+    names = ("train", "test")
+    storage = None if config.storage == "stored" else getattr(torch, config.storage)
+    size = sum(split_bytes(folder, name) for name in names)
+    residence = fitting_residence(size, device) if config.residence == "auto" else config.residence
+    if residence == "disk" and storage is not None:
+        raise CaseError(f"features on disk stay as they are stored, got storage {config.storage}; use --storage stored")
+    directory = config.output / "rows" if residence == "disk" else None
+
+    def load(name: str) -> ResidentSplit:
+        with console.progress(len(folder.split(name)), f"read {name}", unit="video") as bar:
+            split = load_split(folder, name, directory=directory, progress=lambda done, total: bar.advance(1))
+        return ResidentSplit.from_loaded(
+            split, device, residence=residence, storage=storage, dtype=rows_dtype(config.precision)
+        )
+
+    return load(names[0]), load(names[1])
 
 
 def _step(run: TrainingRun) -> Any:
     """One update on the videos and samples that the seed and the step number decide."""
     seed, number = run.config.seed, run.learner.steps
-    device = run.train.offsets.device
-    videos = batch_videos(len(run.train.videos), run.config.batch_size, seed, number).to(device)
-    positions = random_positions(run.train.lengths[videos], run.config.num_segments, seed, number, videos)
-    rows, index = run.train.distinct(videos, positions)
-    return run.learner.step(rows, index, run.train.labels[videos])
+    videos = batch_videos(len(run.train.videos), run.config.batch_size, seed, number)
+    if run.static is not None:
+        return run.static.step(videos)
+    return run.learner.step(*run.train.sampled(videos, run.config.num_segments, seed, number))
 
 
 def _evaluate(run: TrainingRun, log: RunLog) -> Score:
