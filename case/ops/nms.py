@@ -64,7 +64,7 @@ def nms(
     max_num: int | None = None,
     length_offset: float = 0.0,
 ) -> NMSResult:
-    """Non-maximum suppression of one group of segments: ``batched_nms`` with a single group."""
+    """Non-maximum suppression of one group of segments: ``batched_nms`` with a single group, whose limits hold here."""
     check.floating("nms", "segments", segments, 2)
     groups = torch.zeros(segments.shape[0], dtype=torch.int64, device=segments.device)
     keep, kept_scores = _run(
@@ -99,7 +99,8 @@ def batched_nms(
     Equal scores: first in, first out.
 
     Args:
-        segments: (n, 2) rows (start, end) in seconds or any other unit, finite; float32 or float64.
+        segments: (n, 2) rows (start, end) in seconds or any other unit, finite; float32 or float64. From the least to
+            the largest time, plus |length_offset|, is less than half of what the dtype can.
         scores: (n,), finite, same dtype.
         groups: (n,) int64; only segments of equal number meet. Any numbers, any order.
         iou_threshold: in [0, 1].
@@ -112,6 +113,9 @@ def batched_nms(
 
     Returns:
         (keep, scores): int64 indices and scores after decay, by rising group, within a group in the order above.
+
+    Raises:
+        TypeError, ValueError: one line. What segments and scores hold is not looked at under ``torch.compile``.
     """
     op = "batched_nms"
     keep, kept_scores = _run(
@@ -162,8 +166,7 @@ def _run(
         raise ValueError(f"{op}: min_score must be a number, got {min_score!r}")
     if max_num is not None and (max_num < 1 or int(max_num) != max_num):
         raise ValueError(f"{op}: max_num must be at least 1 or None, got {max_num!r}")
-    check.all_finite(op, "segments", segments)
-    check.all_finite(op, "scores", scores)
+    check.each_finite(op, segments=segments, scores=scores)
     check.narrow(op, "segments", segments, length_offset)
     return call(
         "batched_nms", segments.detach(), scores.detach(), groups, float(iou_threshold), method, float(sigma),

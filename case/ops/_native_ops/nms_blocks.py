@@ -14,7 +14,7 @@ from torch import Tensor
 from case.ops import _backend
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, Emulation, address
-from case.ops.reference.nms import paired_iou
+from case.ops.reference.nms import order_by_group, paired_iou
 
 # Blocks beyond what a device runs at once would only wait; each takes groups in turns.
 BLOCKS = 4096
@@ -106,8 +106,7 @@ def by_blocks(
 
 def _sort(segments: Tensor, scores: Tensor, groups: Tensor) -> _Sorted:
     n = scores.shape[0]
-    order = scores.argsort(descending=True, stable=True)
-    order = order[groups[order].argsort(stable=True)]
+    order = order_by_group(scores, groups)
     of = groups[order]
     heads = torch.ones_like(of, dtype=torch.bool)
     torch.ne(of[1:], of[:-1], out=heads[1:])
@@ -120,7 +119,6 @@ def _sort(segments: Tensor, scores: Tensor, groups: Tensor) -> _Sorted:
 
 def _among_best(scores: Tensor, number: Tensor, first: Tensor, most: int) -> Tensor:
     """Marks the ``most`` highest of each group, ties to the earlier."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[number[order].argsort(stable=True)]
+    order = order_by_group(scores, number)
     rank = torch.arange(scores.shape[0], device=scores.device) - first[order]
     return torch.empty_like(rank, dtype=torch.bool).scatter_(0, order, rank < most)

@@ -64,10 +64,15 @@ def vote(keep: Tensor, segments: Tensor, scores: Tensor, groups: Tensor, thresho
     return voted
 
 
+def order_by_group(scores: Tensor, groups: Tensor) -> Tensor:
+    """Indices by rising group, within a group by falling score, of equal scores in the order they came in."""
+    order = scores.argsort(descending=True, stable=True)
+    return order[groups[order].argsort(stable=True)]
+
+
 def _pad_groups(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """(slots, filled): per group a row of segment indices by falling score, padded to the largest group."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[groups[order].argsort(stable=True)]
+    order = order_by_group(scores, groups)
     _, counts = groups[order].unique_consecutive(return_counts=True)
     column = torch.arange(int(counts.max()), device=scores.device)
     filled = column < counts[:, None]
