@@ -58,29 +58,26 @@ def score_vote_cpu(
 ) -> None:
     """Score voting: out (kept, 2); see csrc/nms.h."""
 
+# segments, scores, groups (rising), segment of each row (0: its number), n, dtype.
+_NmsRows = tuple[int, int, int, int, int, str]
+_NmsOutcome = tuple[int, int, int]  # sorted, head, by: int32 (n,)
+
 def nms_settle_emulated(
-    segments: int,
-    begins: int,
-    count: int,
-    n: int,
-    dtype: Literal["float32", "float64"],
+    rows: _NmsRows,
     threshold: float,
     length_offset: float,
-    by: int,
+    spare: int,
+    outcome: _NmsOutcome,
     emulation: _Emulation,
 ) -> None:
-    """int32 by (n,): who settles whom in hard NMS, by the kernel of csrc/nms_blocks.h, run by one CPU thread."""
+    """Order by score and who settles whom in hard NMS (csrc/nms.h), by the kernel of csrc/nms_blocks.h on the CPU."""
 
 def nms_settle_cuda(
-    segments: int,
-    begins: int,
-    count: int,
-    n: int,
-    dtype: Literal["float32", "float64"],
+    rows: _NmsRows,
     threshold: float,
     length_offset: float,
-    by: int,
-    blocks: int,
+    spare: int,
+    outcome: _NmsOutcome,
     stream: int = 0,
 ) -> None:
     """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""

@@ -56,37 +56,49 @@ void score_vote(Address keep, int64_t kept, Address segments, Address scores, Ad
   });
 }
 
+// segments, scores, groups, segment of each row (0: its number), n, dtype.
+using Rows = std::tuple<Address, Address, Address, Address, int64_t, std::string>;
+// sorted, head, by.
+using Outcome = std::tuple<Address, Address, Address>;
+
+// run(rows, outcome) in the type of the rows.
 template <typename Run>
-void settle(Address segments, Address begins, Address count, int64_t n, const std::string& dtype, double threshold,
-            double length_offset, Address by, const Run& run) {
+void with_rows(const Rows& given, const Outcome& outcome, const Run& run) {
+  const auto& [segments, scores, groups, segment, n, dtype] = given;
   check_size("n", n);
-  const NmsGroups groups{pointer<const int64_t>("begins", begins, 1), pointer<const int64_t>("count", count, 1)};
-  int32_t* to = pointer<int32_t>("by", by, n);
+  if (n > INT32_MAX) throw py::value_error("n must be below 2^31, got " + std::to_string(n));
+  const auto [sorted, head, by] = outcome;
+  const NmsOutcome to{pointer<int32_t>("sorted", sorted, n), pointer<int32_t>("head", head, n),
+                      pointer<int32_t>("by", by, n)};
+  const auto* numbers = pointer<const int64_t>("groups", groups, n);
+  const auto* which = pointer<const int64_t>("segment", segment, 0);
+  const Address begin = segments, weights = scores;
+  const int64_t count = n;
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    const T* rows = pointer<const T>("segments", segments, n);
+    const NmsRows<T> rows{pointer<const T>("segments", begin, count), pointer<const T>("scores", weights, count),
+                          numbers, which, count};
     py::gil_scoped_release release;
-    run(rows, groups, T(threshold), T(length_offset), to);
+    run(rows, to, zero);
   });
 }
 
-void settle_emulated(Address segments, Address begins, Address count, int64_t n, const std::string& dtype,
-                     double threshold, double length_offset, Address by, const EmulationArguments& emulation) {
+void settle_emulated(const Rows& given, double threshold, double offset, Address spare, const Outcome& outcome,
+                     const EmulationArguments& emulation) {
   const Emulation with = emulation_of(emulation);
-  settle(segments, begins, count, n, dtype, threshold, length_offset, by,
-         [&](auto* rows, const NmsGroups& groups, auto least, auto offset, int32_t* to) {
-           nms_settle_emulated(rows, groups, least, offset, to, with);
-         });
+  with_rows(given, outcome, [&](const auto& rows, const NmsOutcome& to, auto zero) {
+    using T = decltype(zero);
+    nms_settle_emulated(rows, T(threshold), T(offset), pointer<void>("spare", spare, 0), to, with);
+  });
 }
 
 #ifdef CASE_WITH_CUDA
-void settle_cuda(Address segments, Address begins, Address count, int64_t n, const std::string& dtype, double threshold,
-                 double length_offset, Address by, int64_t blocks, Address stream) {
-  check_size("blocks", blocks);
-  settle(segments, begins, count, n, dtype, threshold, length_offset, by,
-         [&](auto* rows, const NmsGroups& groups, auto least, auto offset, int32_t* to) {
-           nms_settle_cuda(rows, groups, least, offset, to, blocks, stream);
-         });
+void settle_cuda(const Rows& given, double threshold, double offset, Address spare, const Outcome& outcome,
+                 Address stream) {
+  with_rows(given, outcome, [&](const auto& rows, const NmsOutcome& to, auto zero) {
+    using T = decltype(zero);
+    nms_settle_cuda(rows, T(threshold), T(offset), pointer<void>("spare", spare, 0), to, stream);
+  });
 }
 #endif
 
@@ -101,13 +113,13 @@ void bind_nms(py::module_& module) {
   module.def("score_vote_cpu", &score_vote, py::arg("keep"), py::arg("kept"), py::arg("segments"), py::arg("scores"),
              py::arg("groups"), py::arg("n"), py::arg("dtype"), py::arg("threshold"), py::arg("length_offset"),
              py::arg("out"), py::arg("num_threads") = 0, "Score voting (csrc/nms.h) -> out (kept, 2).");
-  module.def("nms_settle_emulated", &settle_emulated, py::arg("segments"), py::arg("begins"), py::arg("count"),
-             py::arg("n"), py::arg("dtype"), py::arg("threshold"), py::arg("length_offset"), py::arg("by"),
-             py::arg("emulation"), "The kernel of csrc/nms_blocks.h by one CPU thread: blocks, threads, order, seed.");
+  module.def("nms_settle_emulated", &settle_emulated, py::arg("rows"), py::arg("threshold"), py::arg("length_offset"),
+             py::arg("spare"), py::arg("outcome"), py::arg("emulation"),
+             "The kernel of csrc/nms_blocks.h by one CPU thread: blocks, threads, order, seed.");
 #ifdef CASE_WITH_CUDA
-  module.def("nms_settle_cuda", &settle_cuda, py::arg("segments"), py::arg("begins"), py::arg("count"), py::arg("n"),
-             py::arg("dtype"), py::arg("threshold"), py::arg("length_offset"), py::arg("by"), py::arg("blocks"),
-             py::arg("stream") = 0, "The same, enqueued on stream of the current CUDA device; does not wait.");
+  module.def("nms_settle_cuda", &settle_cuda, py::arg("rows"), py::arg("threshold"), py::arg("length_offset"),
+             py::arg("spare"), py::arg("outcome"), py::arg("stream") = 0,
+             "The same, enqueued on stream of the current CUDA device; does not wait.");
 #endif
 }
 

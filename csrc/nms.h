@@ -38,23 +38,32 @@ template <typename T>
 void score_vote_cpu(const int64_t* keep, int64_t kept, const T* segments, const T* scores, const int64_t* groups,
                     int64_t n, double threshold, double length_offset, T* out, int num_threads);
 
-
-// Groups on the device, or in the host's memory for an emulation: those of group g are at [begins[g], begins[g + 1]),
-// g < *count.
-struct NmsGroups {
-  const int64_t* begins;
-  const int64_t* count;
+// Rows on the device, or in the host's memory for an emulation.
+template <typename T>
+struct NmsRows {
+  const T* segments;       // (n, 2)
+  const T* scores;         // (n,)
+  const int64_t* groups;   // (n,): of each row; rows come by rising group
+  const int64_t* segment;  // (n,): which segment each row is; absent: the one of its number
+  int64_t n;               // below 2^31
 };
 
-// Segments (n, 2) by group, and within a group by falling score -> by (n,): -1 for what hard NMS keeps, else the place
-// within its group of the kept segment that settled it. Any number of blocks will do. See nms_blocks.h.
+// By place (n,): groups in the order of their rows, within a group by falling score, equal ones by row.
+struct NmsOutcome {
+  int32_t* sorted;  // the segment
+  int32_t* head;    // the first place of its group
+  int32_t* by;      // -1 for what hard NMS keeps, else the place within the group of the kept one that settled it first
+};
+
+// See nms_blocks.h. spare: to work in, (2, n) of 8 bytes (float) or 16 (double); absent if n is at most 2048 or 1024.
 template <typename T>
-void nms_settle_emulated(const T* segments, const NmsGroups& groups, T threshold, T offset, int32_t* by, Emulation with);
+void nms_settle_emulated(const NmsRows<T>& rows, T threshold, T offset, void* spare, const NmsOutcome& to,
+                         Emulation with);
 
 #ifdef CASE_WITH_CUDA
 // Enqueues on `stream` (a cudaStream_t) of the current device and returns without waiting.
 template <typename T>
-void nms_settle_cuda(const T* segments, const NmsGroups& groups, T threshold, T offset, int32_t* by, int64_t blocks,
+void nms_settle_cuda(const NmsRows<T>& rows, T threshold, T offset, void* spare, const NmsOutcome& to,
                      uintptr_t stream);
 #endif
 

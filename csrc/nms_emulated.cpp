@@ -1,16 +1,16 @@
-// The kernel of nms.cu, run by one CPU thread for its tests.
+// The kernels of nms.cu, run by one CPU thread for their tests.
 #include "nms_blocks.h"
 
 namespace case_wtal {
 
 template <typename T>
-void nms_settle_emulated(const T* segments, const NmsGroups& groups, T threshold, T offset, int32_t* by,
+void nms_settle_emulated(const NmsRows<T>& rows, T threshold, T offset, void* spare, const NmsOutcome& to,
                          Emulation with) {
-  const SettleGroups<T> body{segments, groups.begins, groups.count, threshold, offset, by};
-  emulate(body, with.blocks, with.threads, static_cast<ThreadOrder>(with.order), with.seed);
+  emulate(settle_groups(rows, threshold, offset, spare, to), with.blocks, with.threads,
+          static_cast<ThreadOrder>(with.order), with.seed);
 }
 
-template void nms_settle_emulated(const float*, const NmsGroups&, float, float, int32_t*, Emulation);
-template void nms_settle_emulated(const double*, const NmsGroups&, double, double, int32_t*, Emulation);
+template void nms_settle_emulated(const NmsRows<float>&, float, float, void*, const NmsOutcome&, Emulation);
+template void nms_settle_emulated(const NmsRows<double>&, double, double, void*, const NmsOutcome&, Emulation);
 
 }  // namespace case_wtal

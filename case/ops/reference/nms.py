@@ -4,6 +4,8 @@ All groups advance in step: one iteration takes the best remaining segment of ev
 suppresses, on arrays of (groups, largest group). Ties go to the earlier segment.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,26 @@ def batched_nms(
     order = torch.where(taken, turn, turn.max() + 1).argsort(dim=1, stable=True)
     taken = taken.gather(1, order)
     return slots.gather(1, order)[taken], current.gather(1, order)[taken]
+
+
+def batched_nms_padded(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments of ``batched_nms`` and a capacity: what it keeps, padded, and how many that are."""
+    *given, capacity = args
+    return pad(*batched_nms(*given), capacity)
+
+
+def pad(keep: Tensor, scores: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first ``capacity`` of each, then -1 and -inf; and how many there were."""
+    padded, padded_scores = padding(scores, capacity)
+    padded[: len(keep)] = keep[:capacity]
+    padded_scores[: len(keep)] = scores[:capacity]
+    return padded, padded_scores, torch.tensor(len(keep), device=keep.device)
+
+
+def padding(scores: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """What stands where nothing is kept: indices -1, scores -inf in the dtype of ``scores``."""
+    keep = torch.full((capacity,), -1, dtype=torch.int64, device=scores.device)
+    return keep, torch.full((capacity,), -torch.inf, dtype=scores.dtype, device=scores.device)
 
 
 def vote(keep: Tensor, segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, offset: float) -> Tensor:
