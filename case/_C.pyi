@@ -67,6 +67,7 @@ def nms_settle_emulated(
     threshold: float,
     length_offset: float,
     spare: int,
+    most: int,
     outcome: _NmsOutcome,
     emulation: _Emulation,
 ) -> None:
@@ -77,7 +78,35 @@ def nms_settle_cuda(
     threshold: float,
     length_offset: float,
     spare: int,
+    most: int,
     outcome: _NmsOutcome,
+    stream: int = 0,
+) -> None:
+    """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
+
+# segments, key, slot, head, position, n, dtype, fine.
+_NmsIndex = tuple[int, int, int, int, int, int, str, float]
+
+def nms_rounds_emulated(
+    index: _NmsIndex,
+    threshold: float,
+    length_offset: float,
+    state: int,
+    left: int,
+    rounds: int,
+    by: int,
+    emulation: _Emulation,
+) -> None:
+    """Who settles whom in groups of any size (csrc/nms.h), by the kernels of csrc/nms_rounds.h on the CPU."""
+
+def nms_rounds_cuda(
+    index: _NmsIndex,
+    threshold: float,
+    length_offset: float,
+    state: int,
+    left: int,
+    rounds: int,
+    by: int,
     stream: int = 0,
 ) -> None:
     """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""

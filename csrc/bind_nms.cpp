@@ -83,21 +83,70 @@ void with_rows(const Rows& given, const Outcome& outcome, const Run& run) {
   });
 }
 
-void settle_emulated(const Rows& given, double threshold, double offset, Address spare, const Outcome& outcome,
-                     const EmulationArguments& emulation) {
+void settle_emulated(const Rows& given, double threshold, double offset, Address spare, int64_t most,
+                 const Outcome& outcome, const EmulationArguments& emulation) {
   const Emulation with = emulation_of(emulation);
   with_rows(given, outcome, [&](const auto& rows, const NmsOutcome& to, auto zero) {
     using T = decltype(zero);
-    nms_settle_emulated(rows, T(threshold), T(offset), pointer<void>("spare", spare, 0), to, with);
+    nms_settle_emulated(rows, T(threshold), T(offset), pointer<void>("spare", spare, 0), most, to, with);
   });
 }
 
 #ifdef CASE_WITH_CUDA
-void settle_cuda(const Rows& given, double threshold, double offset, Address spare, const Outcome& outcome,
+void settle_cuda(const Rows& given, double threshold, double offset, Address spare, int64_t most,
+                 const Outcome& outcome,
                  Address stream) {
   with_rows(given, outcome, [&](const auto& rows, const NmsOutcome& to, auto zero) {
     using T = decltype(zero);
-    nms_settle_cuda(rows, T(threshold), T(offset), pointer<void>("spare", spare, 0), to, stream);
+    nms_settle_cuda(rows, T(threshold), T(offset), pointer<void>("spare", spare, 0), most, to, stream);
+  });
+}
+#endif
+
+// segments, key, slot, head, position, n, dtype, fine.
+using Index = std::tuple<Address, Address, Address, Address, Address, int64_t, std::string, double>;
+
+// run(index, zero) in the type of its segments.
+template <typename Run>
+void with_index(const Index& given, const Run& run) {
+  const auto& [segments, key, slot, head, position, n, dtype, fine] = given;
+  check_size("n", n);
+  const Address begin = segments, keys = key, slots = slot, heads = head, positions = position;
+  const int64_t count = n;
+  const double coarse = fine;
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const NmsIndex<T> index{pointer<const T>("segments", begin, count),
+                            pointer<const int64_t>("key", keys, count),
+                            pointer<const int32_t>("slot", slots, count),
+                            pointer<const int32_t>("head", heads, count),
+                            pointer<const int32_t>("position", positions, count),
+                            count,
+                            coarse};
+    py::gil_scoped_release release;
+    run(index, zero);
+  });
+}
+
+void rounds_emulated(const Index& given, double threshold, double offset, Address state, Address left, int64_t rounds,
+                     Address by, const EmulationArguments& emulation) {
+  const Emulation with = emulation_of(emulation);
+  check_size("rounds", rounds);
+  with_index(given, [&](const auto& index, auto zero) {
+    using T = decltype(zero);
+    nms_rounds_emulated(index, T(threshold), T(offset), pointer<unsigned char>("state", state, index.n),
+                        pointer<int32_t>("left", left, 1), rounds, pointer<int32_t>("by", by, index.n), with);
+  });
+}
+
+#ifdef CASE_WITH_CUDA
+void rounds_cuda(const Index& given, double threshold, double offset, Address state, Address left, int64_t rounds,
+                 Address by, Address stream) {
+  check_size("rounds", rounds);
+  with_index(given, [&](const auto& index, auto zero) {
+    using T = decltype(zero);
+    nms_rounds_cuda(index, T(threshold), T(offset), pointer<unsigned char>("state", state, index.n),
+                    pointer<int32_t>("left", left, 1), rounds, pointer<int32_t>("by", by, index.n), stream);
   });
 }
 #endif
@@ -114,11 +163,17 @@ void bind_nms(py::module_& module) {
              py::arg("groups"), py::arg("n"), py::arg("dtype"), py::arg("threshold"), py::arg("length_offset"),
              py::arg("out"), py::arg("num_threads") = 0, "Score voting (csrc/nms.h) -> out (kept, 2).");
   module.def("nms_settle_emulated", &settle_emulated, py::arg("rows"), py::arg("threshold"), py::arg("length_offset"),
-             py::arg("spare"), py::arg("outcome"), py::arg("emulation"),
+             py::arg("spare"), py::arg("most"), py::arg("outcome"), py::arg("emulation"),
              "The kernel of csrc/nms_blocks.h by one CPU thread: blocks, threads, order, seed.");
+  module.def("nms_rounds_emulated", &rounds_emulated, py::arg("index"), py::arg("threshold"), py::arg("length_offset"),
+             py::arg("state"), py::arg("left"), py::arg("rounds"), py::arg("by"), py::arg("emulation"),
+             "The kernels of csrc/nms_rounds.h by one CPU thread, likewise.");
 #ifdef CASE_WITH_CUDA
+  module.def("nms_rounds_cuda", &rounds_cuda, py::arg("index"), py::arg("threshold"), py::arg("length_offset"),
+             py::arg("state"), py::arg("left"), py::arg("rounds"), py::arg("by"), py::arg("stream") = 0,
+             "The same, enqueued on stream of the current CUDA device; does not wait.");
   module.def("nms_settle_cuda", &settle_cuda, py::arg("rows"), py::arg("threshold"), py::arg("length_offset"),
-             py::arg("spare"), py::arg("outcome"), py::arg("stream") = 0,
+             py::arg("spare"), py::arg("most"), py::arg("outcome"), py::arg("stream") = 0,
              "The same, enqueued on stream of the current CUDA device; does not wait.");
 #endif
 }

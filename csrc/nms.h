@@ -55,16 +55,42 @@ struct NmsOutcome {
   int32_t* by;      // -1 for what hard NMS keeps, else the place within the group of the kept one that settled it first
 };
 
+constexpr int32_t kNmsLeft = -2;  // by, of groups that are left to nms_rounds
+
 // See nms_blocks.h. spare: to work in, (2, n) of 8 bytes (float) or 16 (double); absent if n is at most 2048 or 1024.
+// Groups of more than `most` rows, which have to come by falling score, are left alone.
 template <typename T>
-void nms_settle_emulated(const NmsRows<T>& rows, T threshold, T offset, void* spare, const NmsOutcome& to,
+void nms_settle_emulated(const NmsRows<T>& rows, T threshold, T offset, void* spare, int64_t most, const NmsOutcome& to,
                          Emulation with);
+
+constexpr int64_t kNmsLevels = 1024;  // of length; the last holds lengths that are not positive
+
+// Segments by position (n,): by group, level and start.
+template <typename T>
+struct NmsIndex {
+  const T* segments;        // (n, 2)
+  const int64_t* key;       // first place of the group * kNmsLevels + level
+  const int32_t* slot;      // place by group and falling score
+  const int32_t* head;      // first place of the group
+  const int32_t* position;  // by slot
+  int64_t n;
+  double fine;  // lengths below share level 0; see interval_index.h
+};
+
+// See nms_rounds.h. state (n,) by position: 0 for what is to be settled, above 2 for what is not asked about. left
+// (rounds + 1,), zero but for the first. by (n,) by slot.
+template <typename T>
+void nms_rounds_emulated(const NmsIndex<T>& index, T threshold, T offset, unsigned char* state, int32_t* left,
+                         int64_t rounds, int32_t* by, Emulation with);
 
 #ifdef CASE_WITH_CUDA
 // Enqueues on `stream` (a cudaStream_t) of the current device and returns without waiting.
 template <typename T>
-void nms_settle_cuda(const NmsRows<T>& rows, T threshold, T offset, void* spare, const NmsOutcome& to,
+void nms_settle_cuda(const NmsRows<T>& rows, T threshold, T offset, void* spare, int64_t most, const NmsOutcome& to,
                      uintptr_t stream);
+template <typename T>
+void nms_rounds_cuda(const NmsIndex<T>& index, T threshold, T offset, unsigned char* state, int32_t* left,
+                     int64_t rounds, int32_t* by, uintptr_t stream);
 #endif
 
 }  // namespace case_wtal

@@ -71,6 +71,7 @@ struct SettleGroups {
   NmsRows<T> rows;
   Overlap<T> meets;
   Entry<Key>* spare;  // (2, n)
+  int64_t most;       // rows of a group; larger ones are left alone
   NmsOutcome to;
 
   template <typename Block>
@@ -80,6 +81,10 @@ struct SettleGroups {
       find_heads(block, shared, chunk * kHeads);
       for (int head = 0; head < shared.head_count; ++head) {
         const int32_t begin = shared.heads[head], count = shared.heads[head + 1] - begin;
+        if (count > most) {
+          leave(block, begin, count);
+          continue;
+        }
         // Twice, so that the compiler knows which memory it is.
         if (count <= kShared) {
           settle(block, shared, begin, count, shared.first, shared.second);
@@ -140,6 +145,17 @@ struct SettleGroups {
   }
 
   CASE_BODY int64_t segment_of(int64_t row) const { return rows.segment ? rows.segment[row] : row; }
+
+  template <typename Block>
+  CASE_BODY void leave(Block& block, int32_t begin, int32_t count) const {
+    block.each([&](int t) {
+      for (int32_t place = t; place < count; place += block.threads()) {
+        to.sorted[begin + place] = int32_t(segment_of(begin + place));
+        to.head[begin + place] = begin;
+        to.by[begin + place] = kNmsLeft;
+      }
+    });
+  }
 
   template <typename Block>
   CASE_BODY void settle(Block& block, Shared& shared, int32_t begin, int32_t count, Entry<Key>* first,
@@ -272,9 +288,10 @@ struct SettleGroups {
 };
 
 template <typename T>
-SettleGroups<T> settle_groups(const NmsRows<T>& rows, T threshold, T offset, void* spare, const NmsOutcome& to) {
+SettleGroups<T> settle_groups(const NmsRows<T>& rows, T threshold, T offset, void* spare, int64_t most,
+                               const NmsOutcome& to) {
   using Key = typename SettleGroups<T>::Key;
-  return {rows, Overlap<T>(threshold, offset), static_cast<Entry<Key>*>(spare), to};
+  return {rows, Overlap<T>(threshold, offset), static_cast<Entry<Key>*>(spare), most, to};
 }
 
 }  // namespace case_wtal

@@ -1,16 +1,36 @@
 // The kernels of nms.cu, run by one CPU thread for their tests.
-#include "nms_blocks.h"
+#include "nms_rounds.h"
 
 namespace case_wtal {
+namespace {
 
-template <typename T>
-void nms_settle_emulated(const NmsRows<T>& rows, T threshold, T offset, void* spare, const NmsOutcome& to,
-                         Emulation with) {
-  emulate(settle_groups(rows, threshold, offset, spare, to), with.blocks, with.threads,
-          static_cast<ThreadOrder>(with.order), with.seed);
+template <typename Body>
+void run(const Body& body, Emulation with) {
+  emulate(body, with.blocks, with.threads, static_cast<ThreadOrder>(with.order), with.seed);
 }
 
-template void nms_settle_emulated(const NmsRows<float>&, float, float, void*, const NmsOutcome&, Emulation);
-template void nms_settle_emulated(const NmsRows<double>&, double, double, void*, const NmsOutcome&, Emulation);
+}  // namespace
+
+template <typename T>
+void nms_settle_emulated(const NmsRows<T>& rows, T threshold, T offset, void* spare, int64_t most, const NmsOutcome& to,
+                         Emulation with) {
+  run(settle_groups(rows, threshold, offset, spare, most, to), with);
+}
+
+template <typename T>
+void nms_rounds_emulated(const NmsIndex<T>& index, T threshold, T offset, unsigned char* state, int32_t* left,
+                         int64_t rounds, int32_t* by, Emulation with) {
+  const NmsRounds<T> asked = nms_rounds(index, threshold, offset, state);
+  for (int64_t round = 0; round < rounds; ++round) run(SettleRound<T>{asked, left + round}, with);
+  run(SettleLast<T>{asked, left + rounds}, with);
+  run(NameSuppressors<T>{asked, by}, with);
+}
+
+#define CASE_INSTANCES(T)                                                                                          \
+  template void nms_settle_emulated(const NmsRows<T>&, T, T, void*, int64_t, const NmsOutcome&, Emulation);        \
+  template void nms_rounds_emulated(const NmsIndex<T>&, T, T, unsigned char*, int32_t*, int64_t, int32_t*, Emulation)
+CASE_INSTANCES(float);
+CASE_INSTANCES(double);
+#undef CASE_INSTANCES
 
 }  // namespace case_wtal

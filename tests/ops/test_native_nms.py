@@ -154,7 +154,10 @@ def test_blocks_settle_as_threads_do(rng, kind, n, dtype):
         threshold = float(rng.choice([0.0, 0.25, 0.4, 0.5, 1.0]))
         least, most = float(rng.choice([-math.inf, 0.3])), int(rng.choice([0, 1, 15]))
         offset = 1.0 if kind is cancelled else float(rng.choice([0.0, 1.0]))
-        settle = nms_blocks.emulated(Emulation(int(rng.integers(1, 6)), threads, order, int(rng.integers(1 << 30))))
+        emulation = Emulation(int(rng.integers(1, 6)), threads, order, int(rng.integers(1 << 30)))
+        # Groups that are large, and rounds that leave something to the last block, or nothing.
+        sizes = {"large": int(rng.choice([1, 30, 10_000])), "most_rounds": int(rng.choice([0, 1, 3, 40]))}
+        settle = nms_blocks.emulated(emulation, **sizes)
         for method in ("hard", "decay_once"):
             arguments = (segments, scores, groups, threshold, method, SIGMA, least, most, offset)
             torch.use_deterministic_algorithms(True)  # fresh memory is full of NaN and of the largest integers
@@ -210,15 +213,17 @@ def test_blocks_settle_nothing_where_there_is_nothing():
     threshold=st.sampled_from([0.0, 1e-7, 0.25, 0.5, 1.0]),
     offset=st.sampled_from([0.0, 0.25, -0.5, 1.0]),
     emulation=st.builds(Emulation, st.integers(1, 4), st.integers(1, 256), st.integers(0, 2), st.integers(0, 99)),
+    large=st.sampled_from([1, 20, 1000]),
+    most_rounds=st.sampled_from([0, 2, 9]),
     dtype=st.sampled_from(DTYPES),
 )
-@settings(max_examples=150, deadline=None)
-def test_blocks_on_any_grid(rows, heads, threshold, offset, emulation, dtype):
+@settings(max_examples=200, deadline=None)
+def test_blocks_on_any_grid(rows, heads, threshold, offset, emulation, large, most_rounds, dtype):
     """Equal starts, equal scores, nested, of no length: integers, so that IoUs lie on thresholds exactly."""
     start, length, scores = (torch.tensor([row[i] for row in rows], dtype=dtype) for i in range(3))
     segments, groups = torch.stack([start, start + length], 1).reshape(-1, 2), torch.arange(len(rows)) // heads
     arguments = (segments, scores, groups, threshold, "decay_once", SIGMA, -2.0, 0, offset)
-    found = nms_blocks.by_blocks(nms_blocks.emulated(emulation), *arguments)
+    found = nms_blocks.by_blocks(nms_blocks.emulated(emulation, large=large, most_rounds=most_rounds), *arguments)
     with ops.backend("native"):
         wanted = _backend.select("batched_nms", segments.device)(*arguments)
     assert torch.equal(found[0], wanted[0])

@@ -1,7 +1,8 @@
-"""``batched_nms`` on CUDA: order by score and who settles whom by ``csrc/nms_blocks.h``, the rest by torch.
+"""``batched_nms`` on CUDA: order by score and who settles whom by csrc/, the rest by torch.
 
-``batched_nms`` waits for the device twice: whether groups come in order, and how many segments are left. The padded
-form does not wait.
+Groups of up to ``LARGE`` segments are a block's work each (``csrc/nms_blocks.h``), larger ones that of all blocks in
+rounds (``csrc/nms_rounds.h``). ``batched_nms`` waits to hear whether groups come in order, whether one of them is
+large and how many segments are left. The padded form does not wait.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from case.ops.reference.nms import order_by_group, padding, paired_iou
 
 # The kernel sorts groups of up to so many segments (float64: half as many) in shared memory, larger ones beside it.
 SHARED = 2048
+# One block takes some 0.4 ms for 8,192 segments, about what sorting and rounds take at least.
+LARGE = 8192
+# Random scores take some ten; what is open after the last is one block's work.
+ROUNDS = 32
+LEVELS, LEFT = 1024, -2  # csrc/nms.h
 
 
 class _Settled(NamedTuple):
@@ -32,8 +38,13 @@ class _Settled(NamedTuple):
     by: Tensor
 
 
-# (rows, threshold, length_offset, spare, outcome) as ``case._C`` takes them.
-Settle = Callable[..., None]
+class Launcher(NamedTuple):
+    """The kernels, called as ``case._C`` takes them, and the sizes at which they change hands."""
+
+    settle: Callable[..., None]
+    rounds: Callable[..., None]
+    large: int = LARGE
+    most_rounds: int = ROUNDS
 
 
 def batched_nms(
@@ -42,7 +53,7 @@ def batched_nms(
     if method not in ("hard", "decay_once"):
         return _backend.reference("batched_nms")(segments, scores, groups, threshold, method, *rest)
     with torch.cuda.device(segments.device):
-        return by_blocks(_on_device, segments, scores, groups, threshold, method, *rest)
+        return by_blocks(_on_device(), segments, scores, groups, threshold, method, *rest)
 
 
 def batched_nms_padded(
@@ -51,20 +62,28 @@ def batched_nms_padded(
     if method not in ("hard", "decay_once"):
         return _backend.reference("batched_nms_padded")(segments, scores, groups, threshold, method, *rest)
     with torch.cuda.device(segments.device):
-        return padded_by_blocks(_on_device, segments, scores, groups, threshold, method, *rest)
+        return padded_by_blocks(_on_device(), segments, scores, groups, threshold, method, *rest)
 
 
-def emulated(emulation: Emulation) -> Settle:
-    """The kernel on the CPU, for ``by_blocks``."""
-    return lambda *given: _common.module().nms_settle_emulated(*given, tuple(emulation))
+def emulated(emulation: Emulation, **sizes: int) -> Launcher:
+    """The kernels on the CPU, for ``by_blocks``."""
+    module = _common.module()
+    return Launcher(
+        lambda *given: module.nms_settle_emulated(*given, tuple(emulation)),
+        lambda *given: module.nms_rounds_emulated(*given, tuple(emulation)),
+        **sizes,
+    )
 
 
-def _on_device(*given: Any) -> None:
-    _common.module().nms_settle_cuda(*given, torch.cuda.current_stream().cuda_stream)
+def _on_device() -> Launcher:
+    module, stream = _common.module(), torch.cuda.current_stream().cuda_stream
+    return Launcher(
+        lambda *given: module.nms_settle_cuda(*given, stream), lambda *given: module.nms_rounds_cuda(*given, stream)
+    )
 
 
 def by_blocks(
-    settle: Settle,
+    launcher: Launcher,
     segments: Tensor,
     scores: Tensor,
     groups: Tensor,
@@ -79,13 +98,13 @@ def by_blocks(
     if scores.shape[0] == 0:
         return groups.new_empty(0), scores.new_empty(0)
     in_order = bool((groups[1:] >= groups[:-1]).all())
-    settled = _settle(settle, segments, scores, groups, threshold, offset, in_order)
+    settled = _settle(launcher, segments, scores, groups, threshold, offset, in_order)
     order, current, taken = _finish(settled, segments, scores, method, sigma, min_score, max_num, offset)
     return order[taken].long(), current[taken]
 
 
 def padded_by_blocks(
-    settle: Settle,
+    launcher: Launcher,
     segments: Tensor,
     scores: Tensor,
     groups: Tensor,
@@ -101,7 +120,7 @@ def padded_by_blocks(
     keep, kept_scores = padding(scores, capacity + 1)  # the last place takes what is not returned
     if scores.shape[0] == 0:
         return keep[:capacity], kept_scores[:capacity], torch.zeros((), dtype=torch.int64, device=scores.device)
-    settled = _settle(settle, segments, scores, groups, threshold, offset, in_order=False)
+    settled = _settle(launcher, segments, scores, groups, threshold, offset, None)
     order, current, taken = _finish(settled, segments, scores, method, sigma, min_score, max_num, offset)
     ends = taken.cumsum(0)
     to = torch.where(taken, ends - 1, capacity).clamp(max=capacity)
@@ -111,21 +130,61 @@ def padded_by_blocks(
 
 
 def _settle(
-    settle: Settle, segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, offset: float, in_order: bool
+    launcher: Launcher,
+    segments: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    threshold: float,
+    offset: float,
+    in_order: bool | None,
 ) -> _Settled:
+    """in_order: whether groups come by rising number; None: nobody may wait for an answer about them."""
     n, device = scores.shape[0], scores.device
     segments, scores, rows = segments.contiguous(), scores.contiguous(), None
-    if in_order:
-        groups = groups.contiguous()
-    else:
-        groups, rows = groups.sort(stable=True)
+    ordered = groups.contiguous()
+    if not in_order:
+        ordered, rows = groups.sort(stable=True)
+    large = n > launcher.large
+    if large and in_order is not None:
+        large = bool((ordered[launcher.large :] == ordered[: -launcher.large]).any())
+    if large:
+        rows = order_by_group(scores, groups)
     spare = None
     if n > SHARED // (scores.element_size() // 4):
         spare = torch.empty(2, n, 2, dtype=scores.dtype, device=device)
     found = _Settled(*(torch.empty(n, dtype=torch.int32, device=device) for _ in range(3)))
-    given = (address(segments), address(scores), address(groups), address(rows), n, DTYPES[scores.dtype])
-    settle(given, threshold, offset, address(spare), tuple(address(x) for x in found))
+    given = (address(segments), address(scores), address(ordered), address(rows), n, DTYPES[scores.dtype])
+    most = launcher.large if large else n
+    launcher.settle(given, threshold, offset, address(spare), most, tuple(address(x) for x in found))
+    if large:
+        _settle_large(launcher, found, segments, threshold, offset)
     return found
+
+
+def _settle_large(launcher: Launcher, found: _Settled, segments: Tensor, threshold: float, offset: float) -> None:
+    """Writes ``found.by`` of the groups that the first kernel has left (csrc/nms.h says what the index is)."""
+    n, device, dtype = len(found.by), segments.device, segments.dtype
+    exact, offset = (torch.tensor(x, dtype=dtype).item() for x in (threshold, offset))  # as the kernels take them
+    exact *= 1 - 2**-8
+    fine = 2**12 * torch.finfo(dtype).eps * abs(offset) / exact if exact > 0 else 0.0
+    ranked = segments[found.order]
+    length = (ranked[:, 1] - ranked[:, 0] + offset).double()
+    level = torch.where(length < fine, 0, length.view(torch.int64) >> 53).clamp(max=LEVELS - 2)
+    level = torch.where((length > 0) & length.isfinite(), level, LEVELS - 1)
+    slot = ranked[:, 0].argsort(stable=True)
+    key, place = (found.head.long() * LEVELS + level)[slot].sort(stable=True)
+    slot = slot[place]
+    position = torch.empty(n, dtype=torch.int32, device=device)
+    position.scatter_(0, slot, torch.arange(n, dtype=torch.int32, device=device))
+    placed, head, slots = ranked[slot], found.head[slot], slot.int()
+    state = torch.where(found.by[slot] == LEFT, 0, 3).to(torch.uint8)
+    left = torch.zeros(launcher.most_rounds + 1, dtype=torch.int32, device=device)
+    left[:1].fill_(1)
+    index = tuple(address(x) for x in (placed, key, slots, head, position))
+    launcher.rounds(
+        (*index, n, DTYPES[dtype], fine), threshold, offset, address(state), address(left), launcher.most_rounds,
+        address(found.by),
+    )  # fmt: skip
 
 
 def _finish(
