@@ -99,6 +99,19 @@ def nms_rounds_emulated(
 ) -> None:
     """Who settles whom in groups of any size (csrc/nms.h), by the kernels of csrc/nms_rounds.h on the CPU."""
 
+# score, first_key, key, turn, threshold, min_score, gaussian, sigma.
+_NmsDecay = tuple[int, int, int, int, float, float, bool, float]
+
+def nms_soft_emulated(
+    index: _NmsIndex, decay: _NmsDecay, length_offset: float, left: int, first: int, rounds: int, emulation: _Emulation
+) -> None:
+    """Rounds of soft-NMS (csrc/nms.h), by the kernels of csrc/nms_soft_rounds.h on the CPU."""
+
+def nms_soft_cuda(
+    index: _NmsIndex, decay: _NmsDecay, length_offset: float, left: int, first: int, rounds: int, stream: int = 0
+) -> None:
+    """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
+
 def nms_rounds_cuda(
     index: _NmsIndex,
     threshold: float,

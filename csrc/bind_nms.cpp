@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <tuple>
 
 #include "bindings.h"
@@ -151,6 +152,45 @@ void rounds_cuda(const Index& given, double threshold, double offset, Address st
 }
 #endif
 
+// score, first_key, key, turn, threshold, min_score, gaussian, sigma.
+using Decay = std::tuple<Address, Address, Address, Address, double, double, bool, double>;
+
+template <typename T>
+NmsDecay<T> decay_of(const Decay& given, int64_t n) {
+  const auto& [score, first_key, key, turn, threshold, least, gaussian, sigma] = given;
+  return {pointer<const T>("score", score, n),
+          pointer<const double>("first_key", first_key, n),
+          pointer<double>("key", key, n),
+          pointer<int32_t>("turn", turn, n),
+          T(threshold),
+          T(least),
+          gaussian,
+          std::min(1 / sigma, kMaxInverseSigma)};
+}
+
+void soft_emulated(const Index& given, const Decay& decay, double offset, Address left, int64_t first, int64_t rounds,
+                   const EmulationArguments& emulation) {
+  const Emulation with = emulation_of(emulation);
+  check_size("rounds", rounds);
+  with_index(given, [&](const auto& index, auto zero) {
+    using T = decltype(zero);
+    nms_soft_emulated(index, decay_of<T>(decay, index.n), T(offset), pointer<int32_t>("left", left, 1), first, rounds,
+                      with);
+  });
+}
+
+#ifdef CASE_WITH_CUDA
+void soft_cuda(const Index& given, const Decay& decay, double offset, Address left, int64_t first, int64_t rounds,
+               Address stream) {
+  check_size("rounds", rounds);
+  with_index(given, [&](const auto& index, auto zero) {
+    using T = decltype(zero);
+    nms_soft_cuda(index, decay_of<T>(decay, index.n), T(offset), pointer<int32_t>("left", left, 1), first, rounds,
+                  stream);
+  });
+}
+#endif
+
 }  // namespace
 
 void bind_nms(py::module_& module) {
@@ -168,7 +208,13 @@ void bind_nms(py::module_& module) {
   module.def("nms_rounds_emulated", &rounds_emulated, py::arg("index"), py::arg("threshold"), py::arg("length_offset"),
              py::arg("state"), py::arg("left"), py::arg("rounds"), py::arg("by"), py::arg("emulation"),
              "The kernels of csrc/nms_rounds.h by one CPU thread, likewise.");
+  module.def("nms_soft_emulated", &soft_emulated, py::arg("index"), py::arg("decay"), py::arg("length_offset"),
+             py::arg("left"), py::arg("first"), py::arg("rounds"), py::arg("emulation"),
+             "The kernels of csrc/nms_soft_rounds.h by one CPU thread, likewise.");
 #ifdef CASE_WITH_CUDA
+  module.def("nms_soft_cuda", &soft_cuda, py::arg("index"), py::arg("decay"), py::arg("length_offset"), py::arg("left"),
+             py::arg("first"), py::arg("rounds"), py::arg("stream") = 0,
+             "The same, enqueued on stream of the current CUDA device; does not wait.");
   module.def("nms_rounds_cuda", &rounds_cuda, py::arg("index"), py::arg("threshold"), py::arg("length_offset"),
              py::arg("state"), py::arg("left"), py::arg("rounds"), py::arg("by"), py::arg("stream") = 0,
              "The same, enqueued on stream of the current CUDA device; does not wait.");

@@ -2,6 +2,7 @@
 
 #include "cuda_check.h"
 #include "nms_rounds.h"
+#include "nms_soft_rounds.h"
 
 namespace case_wtal {
 namespace {
@@ -45,9 +46,23 @@ void nms_rounds_cuda(const NmsIndex<T>& index, T threshold, T offset, unsigned c
   launch<1>(NameSuppressors<T>{asked, by}, blocks, stream, op);
 }
 
+template <typename T>
+void nms_soft_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
+                   int64_t rounds, uintptr_t stream) {
+  if (index.n == 0) return;
+  const int64_t blocks = ceil_div(index.n, kNmsThreads);
+  for (int64_t i = 0; i < rounds; ++i) {
+    const SoftRounds<T> round = soft_rounds(index, decay, offset, int32_t(first + i + 1));
+    launch<1>(SoftPick<T>{round, left + i}, blocks, stream, "nms_soft_cuda");
+    launch<1>(SoftDecay<T>{round, left + i + 1}, blocks, stream, "nms_soft_cuda");
+  }
+}
+
 #define CASE_INSTANCES(T)                                                                                        \
   template void nms_settle_cuda(const NmsRows<T>&, T, T, void*, int64_t, const NmsOutcome&, uintptr_t);          \
-  template void nms_rounds_cuda(const NmsIndex<T>&, T, T, unsigned char*, int32_t*, int64_t, int32_t*, uintptr_t)
+  template void nms_rounds_cuda(const NmsIndex<T>&, T, T, unsigned char*, int32_t*, int64_t, int32_t*,        \
+                                uintptr_t);                                                                    \
+  template void nms_soft_cuda(const NmsIndex<T>&, const NmsDecay<T>&, T, int32_t*, int64_t, int64_t, uintptr_t)
 CASE_INSTANCES(float);
 CASE_INSTANCES(double);
 #undef CASE_INSTANCES

@@ -13,6 +13,8 @@
 
 namespace case_wtal {
 
+constexpr double kMaxInverseSigma = 1e290;  // keys stay finite numbers
+
 enum class NmsMethod { kHard, kDecayOnce, kLinear, kGaussian };
 
 struct NmsSettings {
@@ -83,6 +85,23 @@ template <typename T>
 void nms_rounds_emulated(const NmsIndex<T>& index, T threshold, T offset, unsigned char* state, int32_t* left,
                          int64_t rounds, int32_t* by, Emulation with);
 
+// What linear and gaussian NMS make of the segments of an index, by position (n,).
+template <typename T>
+struct NmsDecay {
+  const T* score;           // above 0
+  const double* first_key;  // the score (linear) or its logarithm (gaussian)
+  double* key;              // the same, decayed
+  int32_t* turn;            // 0: open; else the round that picked it; -1: takes no part, or not any more
+  T threshold, least;       // of the IoU; of the score of a pick
+  bool gaussian;
+  double inverse_sigma;
+};
+
+// Rounds first + 1, ..., first + rounds; see nms_soft_rounds.h. left as above: left[rounds] says how many are still open.
+template <typename T>
+void nms_soft_emulated(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
+                       int64_t rounds, Emulation with);
+
 #ifdef CASE_WITH_CUDA
 // Enqueues on `stream` (a cudaStream_t) of the current device and returns without waiting.
 template <typename T>
@@ -91,6 +110,9 @@ void nms_settle_cuda(const NmsRows<T>& rows, T threshold, T offset, void* spare,
 template <typename T>
 void nms_rounds_cuda(const NmsIndex<T>& index, T threshold, T offset, unsigned char* state, int32_t* left,
                      int64_t rounds, int32_t* by, uintptr_t stream);
+template <typename T>
+void nms_soft_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
+                   int64_t rounds, uintptr_t stream);
 #endif
 
 }  // namespace case_wtal

@@ -1,5 +1,6 @@
 // The kernels of nms.cu, run by one CPU thread for their tests.
 #include "nms_rounds.h"
+#include "nms_soft_rounds.h"
 
 namespace case_wtal {
 namespace {
@@ -26,9 +27,21 @@ void nms_rounds_emulated(const NmsIndex<T>& index, T threshold, T offset, unsign
   run(NameSuppressors<T>{asked, by}, with);
 }
 
+template <typename T>
+void nms_soft_emulated(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
+                       int64_t rounds, Emulation with) {
+  for (int64_t i = 0; i < rounds; ++i) {
+    const SoftRounds<T> round = soft_rounds(index, decay, offset, int32_t(first + i + 1));
+    run(SoftPick<T>{round, left + i}, with);
+    run(SoftDecay<T>{round, left + i + 1}, with);
+  }
+}
+
 #define CASE_INSTANCES(T)                                                                                          \
   template void nms_settle_emulated(const NmsRows<T>&, T, T, void*, int64_t, const NmsOutcome&, Emulation);        \
-  template void nms_rounds_emulated(const NmsIndex<T>&, T, T, unsigned char*, int32_t*, int64_t, int32_t*, Emulation)
+  template void nms_rounds_emulated(const NmsIndex<T>&, T, T, unsigned char*, int32_t*, int64_t, int32_t*,          \
+                                    Emulation);                                                                  \
+  template void nms_soft_emulated(const NmsIndex<T>&, const NmsDecay<T>&, T, int32_t*, int64_t, int64_t, Emulation)
 CASE_INSTANCES(float);
 CASE_INSTANCES(double);
 #undef CASE_INSTANCES

@@ -66,7 +66,7 @@ SoftNms<T>::SoftNms(const NmsSettings& settings)
     : settings_(settings),
       gaussian_(settings.method == NmsMethod::kGaussian),
       offset_(T(settings.length_offset)),
-      inverse_sigma_(std::min(1 / settings.sigma, 1e290)) {}
+      inverse_sigma_(std::min(1 / settings.sigma, kMaxInverseSigma)) {}
 
 template <typename T>
 bool SoftNms<T>::enough(const std::vector<Pick<T>>& picks) const {

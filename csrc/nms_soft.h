@@ -43,7 +43,7 @@ class SoftNms {
   const NmsSettings& settings_;
   bool gaussian_;
   T offset_;
-  double inverse_sigma_;  // not so large that keys leave the finite numbers
+  double inverse_sigma_;
   IntervalIndex<T> index_;
   std::vector<double> keys_;                     // by position; -infinity once picked
   std::vector<int32_t> apart_;                   // slots that overlap nothing, not even themselves

@@ -152,8 +152,8 @@ def batched_nms_padded(
 ) -> PaddedNMSResult:
     """``batched_nms`` with a result of fixed size, which on a GPU does not make the host wait.
 
-    So it can be captured in a CUDA graph, for the methods that have a kernel there: "linear" and "gaussian" run the
-    reference on a GPU, which waits after every pick.
+    So "hard" and "decay_once" can be captured in a CUDA graph. "linear" and "gaussian" take as many rounds as segments
+    hang on each other there, and wait to hear how many.
 
     Args:
         capacity: how many segments there is room for, >= 1; None: as many as there are.

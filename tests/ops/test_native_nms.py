@@ -14,7 +14,7 @@ from torch import Tensor
 
 from case import _native, ops
 from case.ops import _backend
-from case.ops._native_ops import nms_blocks
+from case.ops._native_ops import nms_blocks, nms_soft_rounds
 from case.ops._native_ops._common import Emulation
 from case.ops.reference.nms import pad
 
@@ -174,6 +174,36 @@ def test_blocks_settle_as_threads_do(rng, kind, n, dtype):
                 assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 65, 400])
+def test_soft_rounds_pick_as_the_cpu_does(rng, kind, n, method):
+    """Sums of decays in another order: equal but for rounding, order included where keys are told apart."""
+    for order, threads in ((0, 256), (1, 32), (2, 7)):
+        start, length = kind(rng, n)
+        segments = torch.from_numpy(np.stack([start, start + length], 1))
+        scores = torch.from_numpy((rng.permutation(n) + 1) / (n + 1))
+        groups = torch.from_numpy(rng.choice([5, -2, 4], n, p=[0.8, 0.1, 0.1]))
+        offset, least, most = (
+            1.0 if kind is cancelled else 0.5,
+            float(rng.choice([-1.0, 0.3])),
+            int(rng.choice([0, 1, 9])),
+        )
+        arguments = (segments, scores, groups, 0.3, method, SIGMA, least, most, offset)
+        soft = nms_blocks.emulated(Emulation(int(rng.integers(1, 6)), threads, order, 5)).soft
+        torch.use_deterministic_algorithms(True)
+        keep, kept = nms_soft_rounds.by_rounds(soft, *arguments)
+        torch.use_deterministic_algorithms(False)
+        wanted, wanted_scores = _backend.select("batched_nms", segments.device)(*arguments)
+        assert len(keep) == len(wanted)
+        for group in (-2, 4, 5):
+            mine, other = kept[groups[keep] == group], wanted_scores[groups[wanted] == group]
+            told_apart = int((other.diff() < -1e-9).int().cumprod(0).sum())
+            chosen, others = keep[groups[keep] == group], wanted[groups[wanted] == group]
+            assert torch.equal(chosen[:told_apart], others[:told_apart])
+            torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", ["hard", "decay_once", "gaussian", "linear"])
 def test_the_widest_range_of_times_there_is(rng, method, dtype):
@@ -245,6 +275,28 @@ def test_device_keeps_what_the_cpu_keeps(rng, dtype):
                 torch.testing.assert_close(kept.cpu(), wanted_scores, rtol=1e-6, atol=0)
                 if method == "hard":
                     assert torch.equal(keep.cpu(), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_device_picks_what_the_cpu_picks(rng, method):
+    if not _native.has_cuda():
+        pytest.skip("case._C was built without CUDA (nvcc)")
+    segments, _ = problem(rng, uniform, 5000, torch.float64)
+    scores, groups = torch.from_numpy((rng.permutation(5000) + 1) / 5001), torch.from_numpy(rng.integers(0, 3, 5000))
+    options = {"method": method, "sigma": SIGMA, "min_score": 0.2}
+    found = ops.batched_nms(segments.cuda(), scores.cuda(), groups.cuda(), 0.4, **options)
+    wanted = ops.batched_nms(segments, scores, groups, 0.4, **options)
+    torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=1e-11, atol=0)
+
+
+@pytest.mark.gpu
+def test_a_large_group_on_the_device(rng):
+    if not _native.has_cuda():
+        pytest.skip("case._C was built without CUDA (nvcc)")
+    segments, scores = problem(rng, uniform, 200_000, torch.float32)
+    found = ops.nms(segments.cuda(), scores.cuda(), 0.4)
+    assert torch.equal(found.keep.cpu(), ops.nms(segments, scores, 0.4).keep)
 
 
 @pytest.mark.gpu

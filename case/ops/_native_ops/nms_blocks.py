@@ -2,7 +2,7 @@
 
 Groups of up to ``LARGE`` segments are a block's work each (``csrc/nms_blocks.h``), larger ones that of all blocks in
 rounds (``csrc/nms_rounds.h``). ``batched_nms`` waits to hear whether groups come in order, whether one of them is
-large and how many segments are left. The padded form does not wait.
+large and how many segments are left. The padded form does not wait. Soft methods: ``nms_soft_rounds``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from case.ops import _backend
-from case.ops._native_ops import _common
+from case.ops._native_ops import _common, nms_soft_rounds
 from case.ops._native_ops._common import DTYPES, Emulation, address
-from case.ops.reference.nms import order_by_group, padding, paired_iou
+from case.ops._native_ops.nms_index import build
+from case.ops.reference.nms import order_by_group, pad, padding, paired_iou
 
 # The kernel sorts groups of up to so many segments (float64: half as many) in shared memory, larger ones beside it.
 SHARED = 2048
@@ -24,7 +24,7 @@ SHARED = 2048
 LARGE = 8192
 # Random scores take some ten; what is open after the last is one block's work.
 ROUNDS = 32
-LEVELS, LEFT = 1024, -2  # csrc/nms.h
+LEFT = -2  # csrc/nms.h
 
 
 class _Settled(NamedTuple):
@@ -43,6 +43,7 @@ class Launcher(NamedTuple):
 
     settle: Callable[..., None]
     rounds: Callable[..., None]
+    soft: Callable[..., None]
     large: int = LARGE
     most_rounds: int = ROUNDS
 
@@ -50,35 +51,39 @@ class Launcher(NamedTuple):
 def batched_nms(
     segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, method: str, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    if method not in ("hard", "decay_once"):
-        return _backend.reference("batched_nms")(segments, scores, groups, threshold, method, *rest)
     with torch.cuda.device(segments.device):
-        return by_blocks(_on_device(), segments, scores, groups, threshold, method, *rest)
+        if method in ("linear", "gaussian"):
+            return nms_soft_rounds.by_rounds(on_device().soft, segments, scores, groups, threshold, method, *rest)
+        return by_blocks(on_device(), segments, scores, groups, threshold, method, *rest)
 
 
 def batched_nms_padded(
     segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, method: str, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if method not in ("hard", "decay_once"):
-        return _backend.reference("batched_nms_padded")(segments, scores, groups, threshold, method, *rest)
+    if method in ("linear", "gaussian"):
+        *settings, capacity = rest
+        return pad(*batched_nms(segments, scores, groups, threshold, method, *settings), capacity)
     with torch.cuda.device(segments.device):
-        return padded_by_blocks(_on_device(), segments, scores, groups, threshold, method, *rest)
+        return padded_by_blocks(on_device(), segments, scores, groups, threshold, method, *rest)
 
 
 def emulated(emulation: Emulation, **sizes: int) -> Launcher:
     """The kernels on the CPU, for ``by_blocks``."""
-    module = _common.module()
+    module, how = _common.module(), tuple(emulation)
     return Launcher(
-        lambda *given: module.nms_settle_emulated(*given, tuple(emulation)),
-        lambda *given: module.nms_rounds_emulated(*given, tuple(emulation)),
+        lambda *given: module.nms_settle_emulated(*given, how),
+        lambda *given: module.nms_rounds_emulated(*given, how),
+        lambda *given: module.nms_soft_emulated(*given, how),
         **sizes,
     )
 
 
-def _on_device() -> Launcher:
+def on_device() -> Launcher:
     module, stream = _common.module(), torch.cuda.current_stream().cuda_stream
     return Launcher(
-        lambda *given: module.nms_settle_cuda(*given, stream), lambda *given: module.nms_rounds_cuda(*given, stream)
+        lambda *given: module.nms_settle_cuda(*given, stream),
+        lambda *given: module.nms_rounds_cuda(*given, stream),
+        lambda *given: module.nms_soft_cuda(*given, stream),
     )
 
 
@@ -162,29 +167,15 @@ def _settle(
 
 
 def _settle_large(launcher: Launcher, found: _Settled, segments: Tensor, threshold: float, offset: float) -> None:
-    """Writes ``found.by`` of the groups that the first kernel has left (csrc/nms.h says what the index is)."""
-    n, device, dtype = len(found.by), segments.device, segments.dtype
-    exact, offset = (torch.tensor(x, dtype=dtype).item() for x in (threshold, offset))  # as the kernels take them
-    exact *= 1 - 2**-8
-    fine = 2**12 * torch.finfo(dtype).eps * abs(offset) / exact if exact > 0 else 0.0
-    ranked = segments[found.order]
-    length = (ranked[:, 1] - ranked[:, 0] + offset).double()
-    level = torch.where(length < fine, 0, length.view(torch.int64) >> 53).clamp(max=LEVELS - 2)
-    level = torch.where((length > 0) & length.isfinite(), level, LEVELS - 1)
-    slot = ranked[:, 0].argsort(stable=True)
-    key, place = (found.head.long() * LEVELS + level)[slot].sort(stable=True)
-    slot = slot[place]
-    position = torch.empty(n, dtype=torch.int32, device=device)
-    position.scatter_(0, slot, torch.arange(n, dtype=torch.int32, device=device))
-    placed, head, slots = ranked[slot], found.head[slot], slot.int()
-    state = torch.where(found.by[slot] == LEFT, 0, 3).to(torch.uint8)
-    left = torch.zeros(launcher.most_rounds + 1, dtype=torch.int32, device=device)
+    """Writes ``found.by`` of the groups that the first kernel has left."""
+    least_iou = torch.tensor(threshold, dtype=segments.dtype).item() * (1 - 2**-8)  # as the kernels have it
+    index = build(segments[found.order], found.head, offset, least_iou)
+    state = torch.where(found.by[index.slot.long()] == LEFT, 0, 3).to(torch.uint8)
+    left = torch.zeros(launcher.most_rounds + 1, dtype=torch.int32, device=segments.device)
     left[:1].fill_(1)
-    index = tuple(address(x) for x in (placed, key, slots, head, position))
     launcher.rounds(
-        (*index, n, DTYPES[dtype], fine), threshold, offset, address(state), address(left), launcher.most_rounds,
-        address(found.by),
-    )  # fmt: skip
+        index.description(), threshold, offset, address(state), address(left), launcher.most_rounds, address(found.by)
+    )
 
 
 def _finish(
