@@ -112,6 +112,15 @@ def nms_soft_cuda(
 ) -> None:
     """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
 
+# score, position, kept, threshold, out.
+_NmsBallot = tuple[int, int, int, float, int]
+
+def nms_vote_emulated(index: _NmsIndex, ballot: _NmsBallot, length_offset: float, emulation: _Emulation) -> None:
+    """Score voting (csrc/nms.h), by the kernel of csrc/nms_vote_blocks.h on the CPU."""
+
+def nms_vote_cuda(index: _NmsIndex, ballot: _NmsBallot, length_offset: float, stream: int = 0) -> None:
+    """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
+
 def nms_rounds_cuda(
     index: _NmsIndex,
     threshold: float,

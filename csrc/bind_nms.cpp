@@ -191,6 +191,33 @@ void soft_cuda(const Index& given, const Decay& decay, double offset, Address le
 }
 #endif
 
+// score, position, kept, threshold, out.
+using Ballot = std::tuple<Address, Address, int64_t, double, Address>;
+
+template <typename T>
+NmsBallot<T> ballot_of(const Ballot& given, int64_t n) {
+  const auto& [score, position, kept, threshold, out] = given;
+  return {pointer<const T>("score", score, n), pointer<const int32_t>("position", position, kept), kept, T(threshold),
+          pointer<T>("out", out, kept)};
+}
+
+void vote_emulated(const Index& given, const Ballot& ballot, double offset, const EmulationArguments& emulation) {
+  const Emulation with = emulation_of(emulation);
+  with_index(given, [&](const auto& index, auto zero) {
+    using T = decltype(zero);
+    nms_vote_emulated(index, ballot_of<T>(ballot, index.n), T(offset), with);
+  });
+}
+
+#ifdef CASE_WITH_CUDA
+void vote_cuda(const Index& given, const Ballot& ballot, double offset, Address stream) {
+  with_index(given, [&](const auto& index, auto zero) {
+    using T = decltype(zero);
+    nms_vote_cuda(index, ballot_of<T>(ballot, index.n), T(offset), stream);
+  });
+}
+#endif
+
 }  // namespace
 
 void bind_nms(py::module_& module) {
@@ -211,7 +238,11 @@ void bind_nms(py::module_& module) {
   module.def("nms_soft_emulated", &soft_emulated, py::arg("index"), py::arg("decay"), py::arg("length_offset"),
              py::arg("left"), py::arg("first"), py::arg("rounds"), py::arg("emulation"),
              "The kernels of csrc/nms_soft_rounds.h by one CPU thread, likewise.");
+  module.def("nms_vote_emulated", &vote_emulated, py::arg("index"), py::arg("ballot"), py::arg("length_offset"),
+             py::arg("emulation"), "The kernel of csrc/nms_vote_blocks.h by one CPU thread, likewise.");
 #ifdef CASE_WITH_CUDA
+  module.def("nms_vote_cuda", &vote_cuda, py::arg("index"), py::arg("ballot"), py::arg("length_offset"),
+             py::arg("stream") = 0, "The same, enqueued on stream of the current CUDA device; does not wait.");
   module.def("nms_soft_cuda", &soft_cuda, py::arg("index"), py::arg("decay"), py::arg("length_offset"), py::arg("left"),
              py::arg("first"), py::arg("rounds"), py::arg("stream") = 0,
              "The same, enqueued on stream of the current CUDA device; does not wait.");

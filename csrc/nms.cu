@@ -3,6 +3,7 @@
 #include "cuda_check.h"
 #include "nms_rounds.h"
 #include "nms_soft_rounds.h"
+#include "nms_vote_blocks.h"
 
 namespace case_wtal {
 namespace {
@@ -18,10 +19,10 @@ int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 }  // namespace
 
-// 256 threads: a tile's 64 x 64 bits are 16 a thread, and of 1,000 segments 8 go to each of 125 threads in a merge. Static
-// shared memory: 40.1 KB (float), 42.1 KB (double), of which sorting takes 32, so five blocks a multiprocessor of 228 KB;
-// with registers for four, none is spilt. Blocks look for the beginnings of groups themselves, so a launch need not know
-// how many there are.
+// 256 threads: a tile's 64 x 64 bits are 16 a thread, and of 1,000 segments 8 go to each of 125 threads in a merge.
+// Static shared memory: 40.1 KB (float), 42.1 KB (double), of which sorting takes 32, so five blocks a multiprocessor
+// of 228 KB; with registers for four, none is spilt. Blocks look for the beginnings of groups themselves, so a launch
+// need not know how many there are.
 template <typename T>
 void nms_settle_cuda(const NmsRows<T>& rows, T threshold, T offset, void* spare, int64_t most, const NmsOutcome& to,
                      uintptr_t stream) {
@@ -58,11 +59,18 @@ void nms_soft_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset,
   }
 }
 
+template <typename T>
+void nms_vote_cuda(const NmsIndex<T>& index, const NmsBallot<T>& ballot, T offset, uintptr_t stream) {
+  if (ballot.kept == 0) return;
+  launch<1>(vote_kept(index, ballot, offset), ceil_div(ballot.kept, kNmsThreads), stream, "nms_vote_cuda");
+}
+
 #define CASE_INSTANCES(T)                                                                                        \
   template void nms_settle_cuda(const NmsRows<T>&, T, T, void*, int64_t, const NmsOutcome&, uintptr_t);          \
   template void nms_rounds_cuda(const NmsIndex<T>&, T, T, unsigned char*, int32_t*, int64_t, int32_t*,        \
                                 uintptr_t);                                                                    \
-  template void nms_soft_cuda(const NmsIndex<T>&, const NmsDecay<T>&, T, int32_t*, int64_t, int64_t, uintptr_t)
+  template void nms_soft_cuda(const NmsIndex<T>&, const NmsDecay<T>&, T, int32_t*, int64_t, int64_t, uintptr_t); \
+  template void nms_vote_cuda(const NmsIndex<T>&, const NmsBallot<T>&, T, uintptr_t)
 CASE_INSTANCES(float);
 CASE_INSTANCES(double);
 #undef CASE_INSTANCES

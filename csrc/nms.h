@@ -97,10 +97,25 @@ struct NmsDecay {
   double inverse_sigma;
 };
 
-// Rounds first + 1, ..., first + rounds; see nms_soft_rounds.h. left as above: left[rounds] says how many are still open.
+// Rounds first + 1, ..., first + rounds; see nms_soft_rounds.h. left as above: left[rounds] says how many are still
+// open.
 template <typename T>
 void nms_soft_emulated(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
                        int64_t rounds, Emulation with);
+
+// Score voting for segments of an index.
+template <typename T>
+struct NmsBallot {
+  const T* score;           // by position (n,)
+  const int32_t* position;  // (kept,)
+  int64_t kept;
+  T threshold;
+  T* out;  // (kept, 2); as score_vote_cpu, but for the order of sums
+};
+
+// See nms_vote_blocks.h.
+template <typename T>
+void nms_vote_emulated(const NmsIndex<T>& index, const NmsBallot<T>& ballot, T offset, Emulation with);
 
 #ifdef CASE_WITH_CUDA
 // Enqueues on `stream` (a cudaStream_t) of the current device and returns without waiting.
@@ -113,6 +128,8 @@ void nms_rounds_cuda(const NmsIndex<T>& index, T threshold, T offset, unsigned c
 template <typename T>
 void nms_soft_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
                    int64_t rounds, uintptr_t stream);
+template <typename T>
+void nms_vote_cuda(const NmsIndex<T>& index, const NmsBallot<T>& ballot, T offset, uintptr_t stream);
 #endif
 
 }  // namespace case_wtal

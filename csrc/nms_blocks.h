@@ -1,10 +1,11 @@
-// Hard and decay-once NMS by blocks of threads (block.h): the body of the kernel in nms.cu and of its emulation on a CPU.
+// Hard and decay-once NMS by blocks of threads (block.h): the body of the kernel in nms.cu and of its emulation on a
+// CPU.
 //
 // Rows lie by group. A block settles one group at a time: it sorts the group by falling score, then takes the best 64
 // segments that nobody has settled yet: which of them settle which later ones among them (a bit each), one thread goes
 // through the 64 in order, and all threads test what else is open against those that were kept. What remains open moves
-// together, so a group costs some seven barriers for each 64 segments that come to be tested, and most never do: of 1,000
-// segments of which 185 are kept, 5 times 64 (counted).
+// together, so a group costs some seven barriers for each 64 segments that come to be tested, and most never do: of
+// 1,000 segments of which 185 are kept, 5 times 64 (counted).
 #pragma once
 
 #include "block_sort.h"
@@ -254,8 +255,8 @@ struct SettleGroups {
     return lowest(better);
   }
 
-  // What of open[size .. left) the tile's kept ones leave open moves to the front; returns its number. Each thread has a
-  // stretch of its own, so that the order stays.
+  // What of open[size .. left) the tile's kept ones leave open moves to the front; returns its number. Each thread has
+  // a stretch of its own, so that the order stays.
   template <typename Block>
   CASE_BODY int32_t settle_rest(Block& block, Shared& shared, int32_t begin, int32_t* open, int size, int32_t left,
                                 int32_t count, const T* spans) const {

@@ -1,6 +1,7 @@
 // The kernels of nms.cu, run by one CPU thread for their tests.
 #include "nms_rounds.h"
 #include "nms_soft_rounds.h"
+#include "nms_vote_blocks.h"
 
 namespace case_wtal {
 namespace {
@@ -37,11 +38,17 @@ void nms_soft_emulated(const NmsIndex<T>& index, const NmsDecay<T>& decay, T off
   }
 }
 
+template <typename T>
+void nms_vote_emulated(const NmsIndex<T>& index, const NmsBallot<T>& ballot, T offset, Emulation with) {
+  run(vote_kept(index, ballot, offset), with);
+}
+
 #define CASE_INSTANCES(T)                                                                                          \
   template void nms_settle_emulated(const NmsRows<T>&, T, T, void*, int64_t, const NmsOutcome&, Emulation);        \
   template void nms_rounds_emulated(const NmsIndex<T>&, T, T, unsigned char*, int32_t*, int64_t, int32_t*,          \
                                     Emulation);                                                                  \
-  template void nms_soft_emulated(const NmsIndex<T>&, const NmsDecay<T>&, T, int32_t*, int64_t, int64_t, Emulation)
+  template void nms_soft_emulated(const NmsIndex<T>&, const NmsDecay<T>&, T, int32_t*, int64_t, int64_t, Emulation); \
+  template void nms_vote_emulated(const NmsIndex<T>&, const NmsBallot<T>&, T, Emulation)
 CASE_INSTANCES(float);
 CASE_INSTANCES(double);
 #undef CASE_INSTANCES

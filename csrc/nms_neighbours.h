@@ -1,7 +1,8 @@
-// Whom a segment can meet, on a GPU (block.h): an index like that of interval_index.h, but sorted by torch and searched.
+// Whom a segment can meet, on a GPU (block.h): an index like that of interval_index.h, but sorted by torch and
+// searched.
 //
-// Segments lie by group, by level (a factor of four in length) and by start, so what one of them can meet is a stretch of
-// each of a few levels.
+// Segments lie by group, by level (a factor of four in length) and by start, so what one of them can meet is a stretch
+// of each of a few levels.
 #pragma once
 
 #include <cmath>

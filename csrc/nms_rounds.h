@@ -3,8 +3,8 @@
 // A segment is kept once every better one that it meets has been settled, and settled once one of them is kept. A round
 // asks each open segment; what it finds out stays true, so it does no harm which threads see it already. Random scores
 // take some ten rounds (nine for a million segments of which ten start a second, counted). A chain of segments, each
-// better than the next, takes as many as it has links: one block does what a given number of rounds leaves, stretch after
-// stretch of the order by score.
+// better than the next, takes as many as it has links: one block does what a given number of rounds leaves, stretch
+// after stretch of the order by score.
 #pragma once
 
 #include "nms_neighbours.h"

@@ -1,11 +1,11 @@
 // Soft-NMS by any number of blocks (block.h), in rounds, of groups of any size whose scores are above 0.
 //
 // Decays only lower a key, so whoever has the largest key of all open segments that it overlaps is the next pick there,
-// whatever happens elsewhere: nobody who comes before it in the sequential order can reach it. Each round takes all such
-// picks, then each open segment takes the decays of those among its neighbours. Threads write only what is their own
-// segment's, so results are the same on repeat; the decays of a segment are subtracted in another order than the C++ on
-// the CPU takes, which moves the last bits of a key. As many rounds as the longest chain of overlapping picks: 178 for
-// 10,000 segments of which ten start a second (counted).
+// whatever happens elsewhere: nobody who comes before it in the sequential order can reach it. Each round takes all
+// such picks, then each open segment takes the decays of those among its neighbours. Threads write only what is their
+// own segment's, so results are the same on repeat; the decays of a segment are subtracted in another order than the
+// C++ on the CPU takes, which moves the last bits of a key. As many rounds as the longest chain of overlapping picks:
+// 178 for 10,000 segments of which ten start a second (counted).
 #pragma once
 
 #include "nms_neighbours.h"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from case import _native, ops
 from case.ops import _backend
-from case.ops._native_ops import nms_blocks, nms_soft_rounds
+from case.ops._native_ops import nms_blocks, nms_soft_rounds, nms_vote_blocks
 from case.ops._native_ops._common import Emulation
 from case.ops.reference.nms import pad
 
@@ -139,6 +139,27 @@ def test_votes_are_the_references(rng, close, kind, dtype):
         size = torch.where(meets, segments.abs().amax(1), 0).amax(1).maximum(segments[found.keep].abs().amax(1))
         error = (found.segments.double() - wanted.segments.double()).abs().amax(1)
         assert (error <= (2e-5 if dtype == torch.float32 else 1e-12) * size).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_votes_by_blocks_are_the_cpus(rng, kind):
+    """Sums in another order, of float64."""
+    for n, emulation in ((1, Emulation(1, 256, 0, 0)), (300, Emulation(3, 32, 1, 0)), (700, Emulation(2, 5, 2, 9))):
+        segments, scores = problem(rng, kind, n, torch.float64)
+        groups = torch.from_numpy(rng.choice([3, -8, 11], n, p=[0.8, 0.19, 0.01]))
+        keep = torch.from_numpy(rng.permutation(n)[: n // 2 + 1])
+        offset = 1.0 if kind is cancelled else float(rng.choice([0.0, 1.0]))
+        for threshold in (-1.0, 0.0, 0.3, 0.9):
+            given = (keep, segments, scores, groups, threshold, offset)
+            found = nms_vote_blocks.by_blocks(
+                lambda *args, how=tuple(emulation): _native.load().nms_vote_emulated(*args, how), *given
+            )
+            wanted = _backend.select("score_vote", segments.device)(*given)
+            # Of the size of what a segment meets: the mean is of those.
+            meets = ops.temporal_iou(segments[keep], segments, length_offset=offset) > 0
+            size = torch.where(meets, segments.abs().amax(1), 0).amax(1).maximum(segments[keep].abs().amax(1))
+            assert ((found - wanted).abs().amax(1) <= 1e-13 * size).all()
+            assert n < 300 or threshold > 0.5 or not torch.equal(found, segments[keep])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from case import _native
 from case.ops import _backend
-from case.ops._native_ops import iou, nms, nms_blocks, proposals, ranks, sinkhorn
+from case.ops._native_ops import iou, nms, nms_blocks, nms_vote_blocks, proposals, ranks, sinkhorn
 
 if _native.load() is not None:
     _backend.add("batched_nms", "native", "cpu", nms.batched_nms)
@@ -21,4 +21,5 @@ if _native.load() is not None:
         _backend.add("batched_nms_padded", "native", "cuda", nms_blocks.batched_nms_padded)
         _backend.add("propose", "native", "cuda", proposals.propose)
         _backend.add("propose_padded", "native", "cuda", proposals.propose_padded)
+        _backend.add("score_vote", "native", "cuda", nms_vote_blocks.score_vote)
         _backend.add("temporal_iou", "native", "cuda", iou.temporal_iou)

@@ -28,6 +28,14 @@ class Index(NamedTuple):
         return (*(address(x) for x in self[:5]), len(self.key), DTYPES[self.segments.dtype], self.fine)
 
 
+def heads(number: Tensor) -> Tensor:
+    """The first place (n,) int32 of each one's group, for group numbers (n,) that lie side by side."""
+    place = torch.arange(len(number), dtype=torch.int32, device=number.device)
+    begins = torch.ones_like(number, dtype=torch.bool)
+    begins[1:] = number[1:] != number[:-1]
+    return torch.where(begins, place, 0).cummax(0).values
+
+
 def build(ranked: Tensor, head: Tensor, offset: float, least_iou: float) -> Index:
     """Of segments (n, 2) by group and score, with the first place of each one's group (n,) int32.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from case.ops import _backend
 from case.ops._native_ops._common import address
-from case.ops._native_ops.nms_index import build
+from case.ops._native_ops.nms_index import build, heads
 from case.ops.reference.nms import order_by_group
 
 ROUNDS = 32
@@ -39,11 +39,7 @@ def by_rounds(
         settings = (threshold, method, sigma, min_score, max_num, offset)
         return _backend.reference("batched_nms")(segments, scores, groups, *settings)
     order = order_by_group(scores, groups)
-    ranked, number = scores[order], groups[order]
-    place = torch.arange(len(order), dtype=torch.int32, device=scores.device)
-    begins = torch.ones_like(number, dtype=torch.bool)
-    begins[1:] = number[1:] != number[:-1]
-    head = torch.where(begins, place, 0).cummax(0).values
+    ranked, head = scores[order], heads(groups[order])
     index = build(segments[order], head, offset, 1.0)
     slot = index.slot.long()
     score = ranked[slot]
