@@ -58,29 +58,77 @@ def score_vote_cpu(
 ) -> None:
     """Score voting: out (kept, 2); see csrc/nms.h."""
 
+# segments, scores, groups (rising), segment of each row (0: its number), n, dtype.
+_NmsRows = tuple[int, int, int, int, int, str]
+_NmsOutcome = tuple[int, int, int]  # sorted, head, by: int32 (n,)
+
 def nms_settle_emulated(
-    segments: int,
-    begins: int,
-    count: int,
-    n: int,
-    dtype: Literal["float32", "float64"],
+    rows: _NmsRows,
     threshold: float,
     length_offset: float,
+    spare: int,
+    most: int,
+    outcome: _NmsOutcome,
+    emulation: _Emulation,
+) -> None:
+    """Order by score and who settles whom in hard NMS (csrc/nms.h), by the kernel of csrc/nms_blocks.h on the CPU."""
+
+def nms_settle_cuda(
+    rows: _NmsRows,
+    threshold: float,
+    length_offset: float,
+    spare: int,
+    most: int,
+    outcome: _NmsOutcome,
+    stream: int = 0,
+) -> None:
+    """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
+
+# segments, key, slot, head, position, n, dtype, fine.
+_NmsIndex = tuple[int, int, int, int, int, int, str, float]
+
+def nms_rounds_emulated(
+    index: _NmsIndex,
+    threshold: float,
+    length_offset: float,
+    state: int,
+    left: int,
+    rounds: int,
     by: int,
     emulation: _Emulation,
 ) -> None:
-    """int32 by (n,): who settles whom in hard NMS, by the kernel of csrc/nms_blocks.h, run by one CPU thread."""
+    """Who settles whom in groups of any size (csrc/nms.h), by the kernels of csrc/nms_rounds.h on the CPU."""
 
-def nms_settle_cuda(
-    segments: int,
-    begins: int,
-    count: int,
-    n: int,
-    dtype: Literal["float32", "float64"],
+# score, first_key, key, turn, threshold, min_score, gaussian, sigma.
+_NmsDecay = tuple[int, int, int, int, float, float, bool, float]
+
+def nms_soft_emulated(
+    index: _NmsIndex, decay: _NmsDecay, length_offset: float, left: int, first: int, rounds: int, emulation: _Emulation
+) -> None:
+    """Rounds of soft-NMS (csrc/nms.h), by the kernels of csrc/nms_soft_rounds.h on the CPU."""
+
+def nms_soft_cuda(
+    index: _NmsIndex, decay: _NmsDecay, length_offset: float, left: int, first: int, rounds: int, stream: int = 0
+) -> None:
+    """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
+
+# score, position, kept, threshold, out.
+_NmsBallot = tuple[int, int, int, float, int]
+
+def nms_vote_emulated(index: _NmsIndex, ballot: _NmsBallot, length_offset: float, emulation: _Emulation) -> None:
+    """Score voting (csrc/nms.h), by the kernel of csrc/nms_vote_blocks.h on the CPU."""
+
+def nms_vote_cuda(index: _NmsIndex, ballot: _NmsBallot, length_offset: float, stream: int = 0) -> None:
+    """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
+
+def nms_rounds_cuda(
+    index: _NmsIndex,
     threshold: float,
     length_offset: float,
+    state: int,
+    left: int,
+    rounds: int,
     by: int,
-    blocks: int,
     stream: int = 0,
 ) -> None:
     """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""

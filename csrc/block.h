@@ -15,9 +15,11 @@
 #ifdef __CUDACC__
 #define CASE_HD __host__ __device__
 #define CASE_BODY __device__  // bodies: under nvcc for the device, under the host's compiler for the emulation
+#define CASE_UNROLL _Pragma("unroll")
 #else
 #define CASE_HD
 #define CASE_BODY
+#define CASE_UNROLL
 #endif
 
 #ifndef __CUDACC__
@@ -106,9 +108,10 @@ class DeviceBlock {
   }
 };
 
-// One block of a launch; Body brings `struct Shared`, plain data, and operator()(block, shared).
-template <typename Body, int kThreads>
-__global__ void __launch_bounds__(kThreads) block_kernel(Body body) {
+// One block of a launch; Body brings `struct Shared`, plain data, and operator()(block, shared). kBlocks: how many of them
+// a multiprocessor is to have registers for, where the compiler would rather spill some to have one more.
+template <typename Body, int kThreads, int kBlocks = 1>
+__global__ void __launch_bounds__(kThreads, kBlocks) block_kernel(Body body) {
   __shared__ typename Body::Shared shared;
   DeviceBlock block;
   body(block, shared);

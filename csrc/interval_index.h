@@ -16,13 +16,13 @@
 
 namespace case_wtal {
 
-  inline void prefetch(const void* address) {
+inline void prefetch(const void* address) {
 #if defined(__GNUC__)
-    __builtin_prefetch(address);
+  __builtin_prefetch(address);
 #else
-    (void)address;
+  (void)address;
 #endif
-  }
+}
 
 template <typename T>
 class IntervalIndex {
@@ -31,10 +31,12 @@ class IntervalIndex {
   static constexpr int64_t kFew = 256;
 
   // Of n segments (start, end). Lengths mean end - start + offset; those that are not positive and finite overlap
-  // nothing and are left out. Lengths below `fine` share a level: there the offset has cancelled most of the digits.
-  // level_bits: a level spans a factor of about 4^(2^-level_bits).
-  void build(const T* segments, int64_t n, T offset, int level_bits, double fine) {
-    fine_ = fine;
+  // nothing and are left out. level_bits: a level spans a factor of about 4^(2^-level_bits). least_iou: windows are to
+  // find what overlaps with at least this IoU.
+  void build(const T* segments, int64_t n, T offset, int level_bits = 0, double least_iou = 1) {
+    // Lengths below this share a level: there the offset has cancelled most of the digits. From here on they are known
+    // to 2^-12 of the least intersection that counts.
+    fine_ = 0x1p12 * std::numeric_limits<T>::epsilon() * std::abs(double(offset)) / least_iou;
     position_.assign(n, -1);
     entries_.clear();
     ids_.resize(n);
@@ -45,7 +47,7 @@ class IntervalIndex {
       if (!(length > 0) || length > std::numeric_limits<T>::max()) continue;
       // The bits of a positive double rise with it: its upper ones name the level, of level_bits 0 all but the last of
       // the exponent. (Levels of a factor of two are smaller and more; looking one up costs more than it spares.)
-      ids_[i] = length < fine ? 0 : bit_cast<uint64_t>(double(length)) >> (53 - level_bits);
+      ids_[i] = length < fine_ ? 0 : bit_cast<uint64_t>(double(length)) >> (53 - level_bits);
       least = std::min(least, ids_[i]);
       most = std::max(most, ids_[i]);
       low = std::min(low, double(segments[2 * i]));
@@ -77,6 +79,13 @@ class IntervalIndex {
   struct Window {
     double start, reach, share, shortest, longest;
   };
+
+  // Whatever a segment of this start and length overlaps at all.
+  static Window overlapping(T start, T length) {
+    return {start, std::max(0.0, double(length)), 1.0, 0.0, std::numeric_limits<double>::infinity()};
+  }
+
+  double fine() const { return fine_; }
 
   // stretch(begin, end) for positions that hold all of the window, and others.
   template <typename F>

@@ -1,5 +1,6 @@
 #include "cuda_check.h"
 #include "iou.h"
+#include "segment.h"
 
 #include <algorithm>
 
@@ -16,15 +17,6 @@ template <typename T>
 struct Segment {
   T start, end;
 };
-
-template <typename T>
-__device__ __forceinline__ T iou(Segment<T> x, Segment<T> y, T offset) {
-  const T overlap = (x.end < y.end ? x.end : y.end) - (x.start > y.start ? x.start : y.start) + offset;
-  const T inter = overlap > T(0) ? overlap : T(0);
-  // NaN coordinates reach the result through these lengths, whatever the comparisons above made of them.
-  const T total = (x.end - x.start + offset) + (y.end - y.start + offset) - inter;
-  return total <= T(0) ? T(0) : inter / total;
-}
 
 // Block (x, y): columns along x so that a warp writes consecutive addresses, rows along y. The grid covers columns
 // along x, rows along y and batch entries along z; the last two stride, since those grid sizes are limited.
@@ -44,7 +36,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 2
       for (int r = 0; r < kRowsPerThread; ++r) {
         const int64_t row = first + r * int64_t(blockDim.y) + threadIdx.y;
-        if (row < sizes.m) out_of_entry[row * sizes.p] = iou(a_of_entry[row], y, offset);
+        if (row >= sizes.m) break;
+        const Segment<T> x = a_of_entry[row];
+        out_of_entry[row * sizes.p] = segment_iou(x.start, x.end, x.end - x.start + offset, y.start, y.end, offset);
       }
     }
   }

@@ -69,8 +69,6 @@ class Settler {
     if (exact_ <= 0) return;
     const double halvings = std::log(2.0) / -std::log(std::min(exact_, 0.99));
     level_bits_ = std::min(6, std::max(0, int(std::floor(std::log2(2 * halvings)))));
-    // From here on lengths are known to 2^-12 of the least intersection that counts, whatever the offset has cancelled.
-    fine_ = 0x1p12 * std::numeric_limits<T>::epsilon() * std::abs(double(offset_)) / exact_;
   }
 
   // Turns of the kept are 0, 1, ...; marks_ of the others say which of them settled them first.
@@ -91,8 +89,8 @@ class Settler {
   // Whatever segment `slot` can settle, or be settled by.
   typename IntervalIndex<T>::Window window(const T* segments, int64_t slot) const {
     const double length = segments[2 * slot + 1] - segments[2 * slot] + offset_;
-    const double shortest = length * exact_ < fine_ ? 0.0 : length * exact_;
-    return {segments[2 * slot], (1 - exact_) * length, 1 - exact_, shortest, std::max(length, fine_) / exact_};
+    const double shortest = length * exact_ < index_.fine() ? 0.0 : length * exact_;
+    return {segments[2 * slot], (1 - exact_) * length, 1 - exact_, shortest, std::max(length, index_.fine()) / exact_};
   }
 
   void fetch_ahead(const T* segments, int64_t slot, int64_t n) const {
@@ -104,7 +102,7 @@ class Settler {
   }
 
   void settle(const T* segments, int64_t n) {
-    index_.build(segments, n, offset_, level_bits_, fine_);
+    index_.build(segments, n, offset_, level_bits_, exact_);
     marks_.assign(index_.size(), -1);
     kept_.clear();
     for (int64_t slot = 0; slot < n; ++slot) {
@@ -150,7 +148,7 @@ class Settler {
 
   const NmsSettings& settings_;
   T threshold_, offset_;
-  double exact_ = 0, fine_ = 0;
+  double exact_ = 0;
   int level_bits_ = 0;
   IntervalIndex<T> index_;
   std::vector<Mark<T>> marks_;  // by position in the index

@@ -13,6 +13,8 @@
 
 namespace case_wtal {
 
+constexpr double kMaxInverseSigma = 1e290;  // keys stay finite numbers
+
 enum class NmsMethod { kHard, kDecayOnce, kLinear, kGaussian };
 
 struct NmsSettings {
@@ -38,24 +40,96 @@ template <typename T>
 void score_vote_cpu(const int64_t* keep, int64_t kept, const T* segments, const T* scores, const int64_t* groups,
                     int64_t n, double threshold, double length_offset, T* out, int num_threads);
 
-
-// Groups on the device, or in the host's memory for an emulation: those of group g are at [begins[g], begins[g + 1]),
-// g < *count.
-struct NmsGroups {
-  const int64_t* begins;
-  const int64_t* count;
+// Rows on the device, or in the host's memory for an emulation.
+template <typename T>
+struct NmsRows {
+  const T* segments;       // (n, 2)
+  const T* scores;         // (n,)
+  const int64_t* groups;   // (n,): of each row; rows come by rising group
+  const int64_t* segment;  // (n,): which segment each row is; absent: the one of its number
+  int64_t n;               // below 2^31
 };
 
-// Segments (n, 2) by group, and within a group by falling score -> by (n,): -1 for what hard NMS keeps, else the place
-// within its group of the kept segment that settled it. Any number of blocks will do. See nms_blocks.h.
+// By place (n,): groups in the order of their rows, within a group by falling score, equal ones by row.
+struct NmsOutcome {
+  int32_t* sorted;  // the segment
+  int32_t* head;    // the first place of its group
+  int32_t* by;      // -1 for what hard NMS keeps, else the place within the group of the kept one that settled it first
+};
+
+constexpr int32_t kNmsLeft = -2;  // by, of groups that are left to nms_rounds
+
+// See nms_blocks.h. spare: to work in, (2, n) of 8 bytes (float) or 16 (double); absent if n is at most 2048 or 1024.
+// Groups of more than `most` rows, which have to come by falling score, are left alone.
 template <typename T>
-void nms_settle_emulated(const T* segments, const NmsGroups& groups, T threshold, T offset, int32_t* by, Emulation with);
+void nms_settle_emulated(const NmsRows<T>& rows, T threshold, T offset, void* spare, int64_t most, const NmsOutcome& to,
+                         Emulation with);
+
+constexpr int64_t kNmsLevels = 1024;  // of length; the last holds lengths that are not positive
+
+// Segments by position (n,): by group, level and start.
+template <typename T>
+struct NmsIndex {
+  const T* segments;        // (n, 2)
+  const int64_t* key;       // first place of the group * kNmsLevels + level
+  const int32_t* slot;      // place by group and falling score
+  const int32_t* head;      // first place of the group
+  const int32_t* position;  // by slot
+  int64_t n;
+  double fine;  // lengths below share level 0; see interval_index.h
+};
+
+// See nms_rounds.h. state (n,) by position: 0 for what is to be settled, above 2 for what is not asked about. left
+// (rounds + 1,), zero but for the first. by (n,) by slot.
+template <typename T>
+void nms_rounds_emulated(const NmsIndex<T>& index, T threshold, T offset, unsigned char* state, int32_t* left,
+                         int64_t rounds, int32_t* by, Emulation with);
+
+// What linear and gaussian NMS make of the segments of an index, by position (n,).
+template <typename T>
+struct NmsDecay {
+  const T* score;           // above 0
+  const double* first_key;  // the score (linear) or its logarithm (gaussian)
+  double* key;              // the same, decayed
+  int32_t* turn;            // 0: open; else the round that picked it; -1: takes no part, or not any more
+  T threshold, least;       // of the IoU; of the score of a pick
+  bool gaussian;
+  double inverse_sigma;
+};
+
+// Rounds first + 1, ..., first + rounds; see nms_soft_rounds.h. left as above: left[rounds] says how many are still
+// open.
+template <typename T>
+void nms_soft_emulated(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
+                       int64_t rounds, Emulation with);
+
+// Score voting for segments of an index.
+template <typename T>
+struct NmsBallot {
+  const T* score;           // by position (n,)
+  const int32_t* position;  // (kept,)
+  int64_t kept;
+  T threshold;
+  T* out;  // (kept, 2); as score_vote_cpu, but for the order of sums
+};
+
+// See nms_vote_blocks.h.
+template <typename T>
+void nms_vote_emulated(const NmsIndex<T>& index, const NmsBallot<T>& ballot, T offset, Emulation with);
 
 #ifdef CASE_WITH_CUDA
 // Enqueues on `stream` (a cudaStream_t) of the current device and returns without waiting.
 template <typename T>
-void nms_settle_cuda(const T* segments, const NmsGroups& groups, T threshold, T offset, int32_t* by, int64_t blocks,
+void nms_settle_cuda(const NmsRows<T>& rows, T threshold, T offset, void* spare, int64_t most, const NmsOutcome& to,
                      uintptr_t stream);
+template <typename T>
+void nms_rounds_cuda(const NmsIndex<T>& index, T threshold, T offset, unsigned char* state, int32_t* left,
+                     int64_t rounds, int32_t* by, uintptr_t stream);
+template <typename T>
+void nms_soft_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
+                   int64_t rounds, uintptr_t stream);
+template <typename T>
+void nms_vote_cuda(const NmsIndex<T>& index, const NmsBallot<T>& ballot, T offset, uintptr_t stream);
 #endif
 
 }  // namespace case_wtal

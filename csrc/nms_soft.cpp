@@ -66,8 +66,7 @@ SoftNms<T>::SoftNms(const NmsSettings& settings)
     : settings_(settings),
       gaussian_(settings.method == NmsMethod::kGaussian),
       offset_(T(settings.length_offset)),
-      inverse_sigma_(std::min(1 / settings.sigma, 1e290)),
-      fine_(0x1p12 * std::numeric_limits<T>::epsilon() * std::abs(double(offset_))) {}
+      inverse_sigma_(std::min(1 / settings.sigma, kMaxInverseSigma)) {}
 
 template <typename T>
 bool SoftNms<T>::enough(const std::vector<Pick<T>>& picks) const {
@@ -103,7 +102,7 @@ void SoftNms<T>::summarise(int64_t begin, int64_t end) {
 
 template <typename T>
 void SoftNms<T>::pick_positive(const T* segments, const T* scores, int64_t n, std::vector<Pick<T>>& picks) {
-  index_.build(segments, n, offset_, 0, fine_);
+  index_.build(segments, n, offset_);
   const int64_t count = index_.size();
   keys_.resize(count);
   const auto key_of = [&](int64_t slot) { return gaussian_ ? std::log(double(scores[slot])) : double(scores[slot]); };
@@ -141,9 +140,8 @@ void SoftNms<T>::pick_positive(const T* segments, const T* scores, int64_t n, st
     picks.push_back({best.slot, T(score)});
     const int64_t at = index_.position(best.slot);
     const T s = segments[2 * int64_t(best.slot)], e = segments[2 * int64_t(best.slot) + 1];
-    const double inf = std::numeric_limits<double>::infinity();
     keys_[at] = kPicked;
-    index_.visit({s, double(e - s + offset_), 1.0, 0.0, inf}, [&](int64_t begin, int64_t end) {
+    index_.visit(index_.overlapping(s, e - s + offset_), [&](int64_t begin, int64_t end) {
       decay(index_.segments() + 2 * begin, keys_.data() + begin, end - begin, s, e, offset_, gaussian_,
             inverse_sigma_, T(settings_.iou_threshold));
       summarise(begin, end);

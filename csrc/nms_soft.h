@@ -43,12 +43,11 @@ class SoftNms {
   const NmsSettings& settings_;
   bool gaussian_;
   T offset_;
-  double inverse_sigma_;  // not so large that keys leave the finite numbers
-  double fine_;
+  double inverse_sigma_;
   IntervalIndex<T> index_;
-  std::vector<double> keys_;              // by position; -infinity once picked
-  std::vector<int32_t> apart_;            // slots that overlap nothing, not even themselves
-  std::vector<std::vector<double>> tops_;      // largest keys of blocks, of blocks of blocks, ...
+  std::vector<double> keys_;                     // by position; -infinity once picked
+  std::vector<int32_t> apart_;                   // slots that overlap nothing, not even themselves
+  std::vector<std::vector<double>> tops_;        // largest keys of blocks, of blocks of blocks, ...
   std::vector<std::vector<int32_t>> top_slots_;  // and their slots, the lowest of equals
 };
 

@@ -72,15 +72,14 @@ void score_vote_cpu(const int64_t* keep, int64_t kept, const T* segments, const 
     for (int64_t i = 0; i < count; ++i) {
       std::copy_n(segments + 2 * int64_t(all.rows[begin + i]), 2, work.members.data() + 2 * i);
     }
-    index.build(work.members.data(), count, offset, 0, 0x1p12 * std::numeric_limits<T>::epsilon() * std::abs(offset));
+    index.build(work.members.data(), count, offset);
     work.weights.resize(index.size());
     for (int64_t at = 0; at < index.size(); ++at) work.weights[at] = scores[all.rows[begin + index.slots()[at]]];
     for (int64_t i = mine.begins[g]; i < mine.begins[g + 1]; ++i) {
       const int64_t place = mine.rows[i];
       const T s = segments[2 * keep[place]], e = segments[2 * keep[place] + 1];
       Sums sums;
-      const double inf = std::numeric_limits<double>::infinity();
-      index.visit({s, std::max(0.0, double(e - s + offset)), 1.0, 0.0, inf}, [&](int64_t from, int64_t to) {
+      index.visit(index.overlapping(s, e - s + offset), [&](int64_t from, int64_t to) {
         add(index.segments() + 2 * from, work.weights.data() + from, to - from, s, e, offset, T(threshold), sums);
       });
       const bool moved = sums.weight > 0;

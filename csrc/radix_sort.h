@@ -18,7 +18,7 @@ struct Entry {
 
 // Ascends where scores descend; NaN comes first, as torch sorts it.
 template <typename T>
-typename Format<T>::Bits descending_key(T score) {
+CASE_HD typename Format<T>::Bits descending_key(T score) {
   using Bits = typename Format<T>::Bits;
   constexpr Bits sign = Bits(1) << (8 * sizeof(T) - 1);
   if (score != score) return 0;

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 
+#include "block.h"
+
 // Wheels are built for the baseline processor; the loader picks the widest of these clones that the machine has. The
 // levels, unlike plain avx2, include fused multiply-add, which a file may have contracted (CMakeLists.txt).
 #if !defined(CASE_NO_SIMD_CLONES) && defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && \
@@ -53,7 +55,7 @@ struct Format<double> {
 };
 
 template <typename To, typename From>
-CASE_INLINE To bit_cast(From from) {
+CASE_HD CASE_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "the same bits");
   To to;
   std::memcpy(&to, &from, sizeof(to));

@@ -12,7 +12,15 @@ from case.ops import (
 from case.ops._backend import backend
 from case.ops.cosine import cosine_logits, cosine_softmax
 from case.ops.losses import ClusteringLosses, clustering_losses, generalized_cross_entropy, soft_cross_entropy
-from case.ops.nms import NMSResult, VotedNMSResult, batched_nms, nms, temporal_iou
+from case.ops.nms import (
+    NMSResult,
+    PaddedNMSResult,
+    VotedNMSResult,
+    batched_nms,
+    batched_nms_padded,
+    nms,
+    temporal_iou,
+)
 from case.ops.pooling import topk_pool
 from case.ops.proposals import PaddedProposals, Proposals, propose, propose_padded
 from case.ops.prototypes import prototypes
@@ -23,6 +31,7 @@ _triton_ops.put_in_place()
 __all__ = [
     "ClusteringLosses",
     "NMSResult",
+    "PaddedNMSResult",
     "PaddedProposals",
     "Plan",
     "Proposals",
@@ -30,6 +39,7 @@ __all__ = [
     "VotedNMSResult",
     "backend",
     "batched_nms",
+    "batched_nms_padded",
     "clustering_losses",
     "cosine_logits",
     "cosine_softmax",

@@ -86,7 +86,7 @@ def narrow(op: str, name: str, segments: Tensor, length_offset: float) -> None:
     """Sums of two lengths of ``segments`` are finite in their dtype. Reads the device, as ``all_finite`` does."""
     if torch.compiler.is_compiling() or segments.numel() == 0:
         return
-    low, high = (bound.item() for bound in segments.aminmax())
+    low, high = torch.stack(segments.aminmax()).tolist()
     if 2 * (high - low + abs(length_offset)) > torch.finfo(segments.dtype).max:
         raise ValueError(
             f"{op}: {name} must span less than half of what {segments.dtype} can, got {low:g} to {high:g}; rescale them"

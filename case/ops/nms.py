@@ -1,4 +1,4 @@
-"""Temporal IoU and non-maximum suppression: public ops ``temporal_iou``, ``nms``, ``batched_nms``."""
+"""Temporal IoU and non-maximum suppression: ``temporal_iou``, ``nms``, ``batched_nms``, ``batched_nms_padded``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ class VotedNMSResult(NamedTuple):
     keep: Tensor
     scores: Tensor
     segments: Tensor
+
+
+class PaddedNMSResult(NamedTuple):
+    """``NMSResult`` of a fixed number, the capacity; ``total`` (no dimensions, int64) is how many are kept.
+
+    Entries from ``total`` on are keep -1, scores -inf. A total above the capacity says that those past it were left
+    out.
+    """
+
+    keep: Tensor
+    scores: Tensor
+    total: Tensor
 
 
 def temporal_iou(a: Tensor, b: Tensor, *, length_offset: float = 0.0) -> Tensor:
@@ -64,13 +76,11 @@ def nms(
     max_num: int | None = None,
     length_offset: float = 0.0,
 ) -> NMSResult:
-    """Non-maximum suppression of one group of segments: ``batched_nms`` with a single group."""
+    """Non-maximum suppression of one group of segments: ``batched_nms`` with a single group, whose limits hold here."""
     check.floating("nms", "segments", segments, 2)
     groups = torch.zeros(segments.shape[0], dtype=torch.int64, device=segments.device)
-    keep, kept_scores = _run(
-        "nms", segments, scores, groups, iou_threshold, method, sigma, min_score, max_num, length_offset
-    )
-    return NMSResult(keep, kept_scores)
+    args = _arguments("nms", segments, scores, groups, iou_threshold, method, sigma, min_score, max_num, length_offset)
+    return NMSResult(*call("batched_nms", *args))
 
 
 def batched_nms(
@@ -99,7 +109,8 @@ def batched_nms(
     Equal scores: first in, first out.
 
     Args:
-        segments: (n, 2) rows (start, end) in seconds or any other unit, finite; float32 or float64.
+        segments: (n, 2) rows (start, end) in seconds or any other unit, finite; float32 or float64. From the least to
+            the largest time, plus |length_offset|, is less than half of what the dtype can.
         scores: (n,), finite, same dtype.
         groups: (n,) int64; only segments of equal number meet. Any numbers, any order.
         iou_threshold: in [0, 1].
@@ -112,11 +123,13 @@ def batched_nms(
 
     Returns:
         (keep, scores): int64 indices and scores after decay, by rising group, within a group in the order above.
+
+    Raises:
+        TypeError, ValueError: one line. What segments and scores hold is not looked at under ``torch.compile``.
     """
     op = "batched_nms"
-    keep, kept_scores = _run(
-        op, segments, scores, groups, iou_threshold, method, sigma, min_score, max_num, length_offset
-    )
+    args = _arguments(op, segments, scores, groups, iou_threshold, method, sigma, min_score, max_num, length_offset)
+    keep, kept_scores = call("batched_nms", *args)
     if vote is None:
         return NMSResult(keep, kept_scores)
     check.finite(op, "vote", vote)
@@ -124,7 +137,46 @@ def batched_nms(
     return VotedNMSResult(keep, kept_scores, moved)
 
 
-def _run(
+def batched_nms_padded(
+    segments: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    iou_threshold: float,
+    *,
+    capacity: int | None = None,
+    method: str = "hard",
+    sigma: float = 0.5,
+    min_score: float = -math.inf,
+    max_num: int | None = None,
+    length_offset: float = 0.0,
+) -> PaddedNMSResult:
+    """``batched_nms`` with a result of fixed size, which on a GPU does not make the host wait.
+
+    So "hard" and "decay_once" can be captured in a CUDA graph. "linear" and "gaussian" take as many rounds as segments
+    hang on each other there, and wait to hear how many.
+
+    Args:
+        capacity: how many segments there is room for, >= 1; None: as many as there are.
+        others: as for ``batched_nms``.
+
+    Returns:
+        ``PaddedNMSResult``. No gradient.
+
+    Raises:
+        TypeError, ValueError: as ``batched_nms``, but on a GPU nobody looks for NaN, infinity and times too far apart;
+        what comes of them is not defined.
+    """
+    op = "batched_nms_padded"
+    if capacity is not None:
+        check.whole(op, "capacity", capacity)
+    args = _arguments(
+        op, segments, scores, groups, iou_threshold, method, sigma, min_score, max_num, length_offset,
+        finite=not getattr(segments, "is_cuda", False),
+    )  # fmt: skip
+    return PaddedNMSResult(*call(op, *args, segments.shape[0] if capacity is None else int(capacity)))
+
+
+def _arguments(
     op: str,
     segments: Tensor,
     scores: Tensor,
@@ -135,7 +187,10 @@ def _run(
     min_score: float,
     max_num: int | None,
     length_offset: float,
-) -> tuple[Tensor, Tensor]:
+    *,
+    finite: bool = True,
+) -> tuple[Any, ...]:
+    """Checked and as the registered ops take them; ``finite``: look at what segments and scores hold, which waits."""
     check.floating(op, "segments", segments, 2)
     n = segments.shape[0]
     check.shape(op, "segments", segments, (n, 2), "(start, end)")
@@ -162,12 +217,12 @@ def _run(
         raise ValueError(f"{op}: min_score must be a number, got {min_score!r}")
     if max_num is not None and (max_num < 1 or int(max_num) != max_num):
         raise ValueError(f"{op}: max_num must be at least 1 or None, got {max_num!r}")
-    check.all_finite(op, "segments", segments)
-    check.all_finite(op, "scores", scores)
-    check.narrow(op, "segments", segments, length_offset)
-    return call(
-        "batched_nms", segments.detach(), scores.detach(), groups, float(iou_threshold), method, float(sigma),
-        float(min_score), max_num or 0, float(length_offset),
+    if finite:
+        check.each_finite(op, segments=segments, scores=scores)
+        check.narrow(op, "segments", segments, length_offset)
+    return (
+        segments.detach(), scores.detach(), groups, float(iou_threshold), method, float(sigma), float(min_score),
+        int(max_num or 0), float(length_offset),
     )  # fmt: skip
 
 
@@ -180,15 +235,24 @@ def _fake_nms(segments: Tensor, scores: Tensor, groups: Tensor, *_: Any) -> tupl
     return groups.new_empty(kept), scores.new_empty(kept)
 
 
+def _padded_fake(segments: Tensor, scores: Tensor, groups: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return *reference.padding(scores, args[-1]), groups.new_empty(())
+
+
+_ARGUMENTS = (
+    "Tensor segments, Tensor scores, Tensor groups, float iou_threshold, str method, float sigma, float min_score, "
+    "int max_num, float length_offset"
+)
 register(
     "temporal_iou", "Tensor a, Tensor b, float length_offset", "Tensor", reference.temporal_iou, _fake_iou,
     differentiable=("a", "b"),
 )  # fmt: skip
 register(
-    "batched_nms",
-    "Tensor segments, Tensor scores, Tensor groups, float iou_threshold, str method, float sigma, float min_score, "
-    "int max_num, float length_offset",
-    "(Tensor keep, Tensor kept_scores)", reference.batched_nms, _fake_nms,
+    "batched_nms", _ARGUMENTS, "(Tensor keep, Tensor kept_scores)", reference.batched_nms, _fake_nms,
+)  # fmt: skip
+register(
+    "batched_nms_padded", f"{_ARGUMENTS}, int capacity", "(Tensor keep, Tensor kept_scores, Tensor total)",
+    reference.batched_nms_padded, _padded_fake,
 )  # fmt: skip
 register(
     "score_vote",
@@ -196,4 +260,12 @@ register(
     "Tensor", reference.vote, lambda keep, segments, *_: segments.new_empty((keep.shape[0], 2)),
 )  # fmt: skip
 
-__all__ = ["NMSResult", "VotedNMSResult", "batched_nms", "nms", "temporal_iou"]
+__all__ = [
+    "NMSResult",
+    "PaddedNMSResult",
+    "VotedNMSResult",
+    "batched_nms",
+    "batched_nms_padded",
+    "nms",
+    "temporal_iou",
+]

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from case import ops
+from case import _native, ops
 from case.ops import _backend
-from case.ops._native_ops import nms_blocks
+from case.ops._native_ops import nms_blocks, nms_soft_rounds, nms_vote_blocks
 from case.ops._native_ops._common import Emulation
+from case.ops.reference.nms import pad
 
 pytestmark = pytest.mark.skipif("native/cpu" not in _backend.table()["batched_nms"], reason="no native module")
 DTYPES = [torch.float32, torch.float64]
@@ -138,26 +141,88 @@ def test_votes_are_the_references(rng, close, kind, dtype):
         assert (error <= (2e-5 if dtype == torch.float32 else 1e-12) * size).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_votes_by_blocks_are_the_cpus(rng, kind):
+    """Sums in another order, of float64."""
+    for n, emulation in ((1, Emulation(1, 256, 0, 0)), (300, Emulation(3, 32, 1, 0)), (700, Emulation(2, 5, 2, 9))):
+        segments, scores = problem(rng, kind, n, torch.float64)
+        groups = torch.from_numpy(rng.choice([3, -8, 11], n, p=[0.8, 0.19, 0.01]))
+        keep = torch.from_numpy(rng.permutation(n)[: n // 2 + 1])
+        offset = 1.0 if kind is cancelled else float(rng.choice([0.0, 1.0]))
+        for threshold in (-1.0, 0.0, 0.3, 0.9):
+            given = (keep, segments, scores, groups, threshold, offset)
+            found = nms_vote_blocks.by_blocks(
+                lambda *args, how=tuple(emulation): _native.load().nms_vote_emulated(*args, how), *given
+            )
+            wanted = _backend.select("score_vote", segments.device)(*given)
+            # Of the size of what a segment meets: the mean is of those.
+            meets = ops.temporal_iou(segments[keep], segments, length_offset=offset) > 0
+            size = torch.where(meets, segments.abs().amax(1), 0).amax(1).maximum(segments[keep].abs().amax(1))
+            assert ((found - wanted).abs().amax(1) <= 1e-13 * size).all()
+            assert n < 300 or threshold > 0.5 or not torch.equal(found, segments[keep])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 700])
+@pytest.mark.parametrize("n", [1, 2, 7, 9, 63, 64, 65, 700, 3100])
 def test_blocks_settle_as_threads_do(rng, kind, n, dtype):
-    """The kernel of the CUDA half, run on the CPU."""
+    """The kernel of the CUDA half, run on the CPU: groups within and beyond shared memory, in order and not."""
     for order, threads in ((0, 256), (1, 32), (2, 96), (2, 1)):
         segments, scores = problem(rng, kind, n, dtype)
-        groups = torch.from_numpy(rng.choice([3, -8, 11, 10**12], n, p=[0.7, 0.2, 0.08, 0.02]))
+        groups = torch.from_numpy(rng.choice([3, -8, 11, 10**12], n, p=[0.8, 0.1, 0.08, 0.02]))
+        if rng.random() < 0.5:
+            groups = groups.sort().values
         threshold = float(rng.choice([0.0, 0.25, 0.4, 0.5, 1.0]))
         least, most = float(rng.choice([-math.inf, 0.3])), int(rng.choice([0, 1, 15]))
         offset = 1.0 if kind is cancelled else float(rng.choice([0.0, 1.0]))
-        settle = nms_blocks.emulated(Emulation(int(rng.integers(1, 6)), threads, order, int(rng.integers(1 << 30))))
+        emulation = Emulation(int(rng.integers(1, 6)), threads, order, int(rng.integers(1 << 30)))
+        # Groups that are large, and rounds that leave something to the last block, or nothing.
+        sizes = {"large": int(rng.choice([1, 30, 10_000])), "most_rounds": int(rng.choice([0, 1, 3, 40]))}
+        settle = nms_blocks.emulated(emulation, **sizes)
         for method in ("hard", "decay_once"):
             arguments = (segments, scores, groups, threshold, method, SIGMA, least, most, offset)
+            torch.use_deterministic_algorithms(True)  # fresh memory is full of NaN and of the largest integers
             keep, kept = nms_blocks.by_blocks(settle, *arguments)
+            capacity = int(rng.choice([1, max(1, len(keep) // 2), n + 3]))
+            padded = nms_blocks.padded_by_blocks(settle, *arguments, capacity)
+            torch.use_deterministic_algorithms(False)
             with ops.backend("native"):
                 wanted, wanted_scores = _backend.select("batched_nms", segments.device)(*arguments)
             assert torch.equal(keep, wanted)
             rtol = 1e-6 if dtype == torch.float32 else 1e-14
             torch.testing.assert_close(kept, wanted_scores, rtol=rtol, atol=0)
+            for one, other in zip(padded, pad(keep, kept, capacity), strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 65, 400])
+def test_soft_rounds_pick_as_the_cpu_does(rng, kind, n, method):
+    """Sums of decays in another order: equal but for rounding, order included where keys are told apart."""
+    for order, threads in ((0, 256), (1, 32), (2, 7)):
+        start, length = kind(rng, n)
+        segments = torch.from_numpy(np.stack([start, start + length], 1))
+        scores = torch.from_numpy((rng.permutation(n) + 1) / (n + 1))
+        groups = torch.from_numpy(rng.choice([5, -2, 4], n, p=[0.8, 0.1, 0.1]))
+        offset, least, most = (
+            1.0 if kind is cancelled else 0.5,
+            float(rng.choice([-1.0, 0.3])),
+            int(rng.choice([0, 1, 9])),
+        )
+        arguments = (segments, scores, groups, 0.3, method, SIGMA, least, most, offset)
+        soft = nms_blocks.emulated(Emulation(int(rng.integers(1, 6)), threads, order, 5)).soft
+        torch.use_deterministic_algorithms(True)
+        keep, kept = nms_soft_rounds.by_rounds(soft, *arguments)
+        torch.use_deterministic_algorithms(False)
+        wanted, wanted_scores = _backend.select("batched_nms", segments.device)(*arguments)
+        assert len(keep) == len(wanted)
+        for group in (-2, 4, 5):
+            mine, other = kept[groups[keep] == group], wanted_scores[groups[wanted] == group]
+            told_apart = int((other.diff() < -1e-9).int().cumprod(0).sum())
+            chosen, others = keep[groups[keep] == group], wanted[groups[wanted] == group]
+            assert torch.equal(chosen[:told_apart], others[:told_apart])
+            torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -185,8 +250,100 @@ def test_negative_scores_and_narrow_decays(method):
 
 def test_blocks_settle_nothing_where_there_is_nothing():
     nothing = torch.empty(0, 2), torch.empty(0), torch.empty(0, dtype=torch.int64)
-    found = nms_blocks.by_blocks(nms_blocks.emulated(Emulation(1, 32, 0, 0)), *nothing, 0.4, "hard", 1.0, 0.0, 0, 0.0)
-    assert [len(part) for part in found] == [0, 0]
+    settle, settings = nms_blocks.emulated(Emulation(1, 32, 0, 0)), (0.4, "hard", 1.0, 0.0, 0, 0.0)
+    assert [len(part) for part in nms_blocks.by_blocks(settle, *nothing, *settings)] == [0, 0]
+    keep, kept, total = nms_blocks.padded_by_blocks(settle, *nothing, *settings, 2)
+    assert (keep.tolist(), kept.tolist(), int(total)) == ([-1, -1], [-math.inf] * 2, 0)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(-8, 8), st.sampled_from([-1, 0, 1, 1, 2, 5, 16]), st.integers(-3, 3)), max_size=150
+    ),
+    heads=st.integers(1, 60),
+    threshold=st.sampled_from([0.0, 1e-7, 0.25, 0.5, 1.0]),
+    offset=st.sampled_from([0.0, 0.25, -0.5, 1.0]),
+    emulation=st.builds(Emulation, st.integers(1, 4), st.integers(1, 256), st.integers(0, 2), st.integers(0, 99)),
+    large=st.sampled_from([1, 20, 1000]),
+    most_rounds=st.sampled_from([0, 2, 9]),
+    dtype=st.sampled_from(DTYPES),
+)
+@settings(max_examples=200, deadline=None)
+def test_blocks_on_any_grid(rows, heads, threshold, offset, emulation, large, most_rounds, dtype):
+    """Equal starts, equal scores, nested, of no length: integers, so that IoUs lie on thresholds exactly."""
+    start, length, scores = (torch.tensor([row[i] for row in rows], dtype=dtype) for i in range(3))
+    segments, groups = torch.stack([start, start + length], 1).reshape(-1, 2), torch.arange(len(rows)) // heads
+    arguments = (segments, scores, groups, threshold, "decay_once", SIGMA, -2.0, 0, offset)
+    found = nms_blocks.by_blocks(nms_blocks.emulated(emulation, large=large, most_rounds=most_rounds), *arguments)
+    with ops.backend("native"):
+        wanted = _backend.select("batched_nms", segments.device)(*arguments)
+    assert torch.equal(found[0], wanted[0])
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_device_keeps_what_the_cpu_keeps(rng, dtype):
+    if not _native.has_cuda():
+        pytest.skip("case._C was built without CUDA (nvcc)")
+    for kind in KINDS:
+        segments, scores = problem(rng, kind, 30_000, dtype)
+        for groups in (torch.arange(30_000) // 1000, torch.from_numpy(rng.choice([3, 9, 27], 30_000))):
+            for method in ("hard", "decay_once"):
+                arguments = (groups, 0.4, method, SIGMA, 0.1, 500, 1.0)
+                keep, kept = nms_blocks.batched_nms(segments.cuda(), scores.cuda(), groups.cuda(), *arguments[1:])
+                wanted, wanted_scores = _backend.select("batched_nms", segments.device)(segments, scores, *arguments)
+                torch.testing.assert_close(kept.cpu(), wanted_scores, rtol=1e-6, atol=0)
+                if method == "hard":
+                    assert torch.equal(keep.cpu(), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_device_picks_what_the_cpu_picks(rng, method):
+    if not _native.has_cuda():
+        pytest.skip("case._C was built without CUDA (nvcc)")
+    segments, _ = problem(rng, uniform, 5000, torch.float64)
+    scores, groups = torch.from_numpy((rng.permutation(5000) + 1) / 5001), torch.from_numpy(rng.integers(0, 3, 5000))
+    options = {"method": method, "sigma": SIGMA, "min_score": 0.2}
+    found = ops.batched_nms(segments.cuda(), scores.cuda(), groups.cuda(), 0.4, **options)
+    wanted = ops.batched_nms(segments, scores, groups, 0.4, **options)
+    torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=1e-11, atol=0)
+
+
+@pytest.mark.gpu
+def test_a_large_group_on_the_device(rng):
+    if not _native.has_cuda():
+        pytest.skip("case._C was built without CUDA (nvcc)")
+    segments, scores = problem(rng, uniform, 200_000, torch.float32)
+    found = ops.nms(segments.cuda(), scores.cuda(), 0.4)
+    assert torch.equal(found.keep.cpu(), ops.nms(segments, scores, 0.4).keep)
+
+
+@pytest.mark.gpu
+def test_padded_form_in_a_captured_graph(rng):
+    if not _native.has_cuda():
+        pytest.skip("case._C was built without CUDA (nvcc)")
+    groups = torch.from_numpy(rng.integers(0, 4, 5000))
+    drawn = [problem(rng, uniform, 5000, torch.float32) for _ in range(2)]
+    static = [x.cuda() for x in (*drawn[0], groups)]
+    options = {"method": "decay_once", "sigma": SIGMA, "capacity": 4000}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        ops.batched_nms_padded(*static, 0.4, **options)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ops.batched_nms_padded(*static, 0.4, **options)
+    for segments, scores in drawn:
+        static[0].copy_(segments)
+        static[1].copy_(scores)
+        graph.replay()
+        wanted = ops.batched_nms_padded(segments, scores, groups, 0.4, **options)
+        assert torch.equal(captured.keep.cpu(), wanted.keep)
+        assert int(captured.total) == int(wanted.total)
+        torch.testing.assert_close(captured.scores.cpu(), wanted.scores, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("method", ["hard", "decay_once", "linear", "gaussian"])

@@ -235,6 +235,39 @@ def test_compiles(draw, check_compiles, device):
     check_compiles(lambda x, s, g: ops.batched_nms(x, s, g, 0.4, method="linear"), segments, scores, groups)
 
 
+@pytest.mark.op("batched_nms_padded")
+@pytest.mark.parametrize("method", ["hard", "decay_once", "linear", "gaussian"])
+@pytest.mark.parametrize("capacity", [1, 10, None, 100])
+def test_padded(draw, device, method, capacity):
+    segments, scores, groups = random_groups(draw, 80, device)
+    options = {"method": method, "sigma": SIGMA, "min_score": 0.2, "max_num": 9, "length_offset": 0.5}
+    with ops.backend("reference"):
+        plain = ops.batched_nms(segments, scores, groups, 0.3, **options)
+    found = ops.batched_nms_padded(segments, scores, groups, 0.3, capacity=capacity, **options)
+    total = len(plain.keep)
+    assert found.total.shape == ()
+    assert found.total.dtype == torch.int64
+    assert int(found.total) == total
+    capacity = 80 if capacity is None else capacity
+    held = min(total, capacity)
+    assert found.keep.shape == found.scores.shape == (capacity,)
+    assert torch.equal(found.keep[:held], plain.keep[:held])
+    np.testing.assert_allclose(found.scores[:held].numpy(force=True), plain.scores[:held].numpy(force=True), rtol=1e-12)
+    assert (found.keep[held:] == -1).all()
+    assert (found.scores[held:] == -math.inf).all()
+
+
+@pytest.mark.op("batched_nms_padded")
+def test_padded_compiles(draw, device):
+    given = random_groups(draw, 20, device)
+
+    def run(*given: Tensor) -> ops.PaddedNMSResult:
+        return ops.batched_nms_padded(*given, 0.4, capacity=30, method="decay_once")
+
+    for one, other in zip(torch.compile(run, fullgraph=True, backend="aot_eager")(*given), run(*given)):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.op("batched_nms", "score_vote")
 def test_voting_compiles(draw, check_compiles, device):
     check_compiles(lambda x, s, g: ops.batched_nms(x, s, g, 0.4, vote=0.3), *random_groups(draw, 20, device))

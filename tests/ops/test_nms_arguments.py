@@ -49,8 +49,15 @@ def test_nms_refuses(fails, given, kind, argument, got):
     arguments = {"segments": SEGMENTS, "scores": SCORES, "iou_threshold": 0.4, **given}
     with fails(kind, "nms", argument, got):
         ops.nms(**arguments)
-    with fails(kind, "batched_nms", argument, got):
-        ops.batched_nms(**arguments, groups=GROUPS)
+    for op in (ops.batched_nms, ops.batched_nms_padded):
+        with fails(kind, op.__name__, argument, got):
+            op(**arguments, groups=GROUPS)
+
+
+def test_padded_refuses_no_capacity(fails):
+    for capacity in (0, 2.5):
+        with fails(ValueError, "batched_nms_padded", "capacity", str(capacity)):
+            ops.batched_nms_padded(SEGMENTS, SCORES, GROUPS, 0.4, capacity=capacity)
 
 
 @pytest.mark.parametrize("given, kind, argument, got", WRONG_GROUPS, ids=[f"{a}-{g}" for _, _, a, g in WRONG_GROUPS])

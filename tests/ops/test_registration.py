@@ -55,6 +55,10 @@ def _nms(draw: Any) -> list[tuple[Any, ...]]:
     return found
 
 
+def _nms_padded(draw: Any) -> list[tuple[Any, ...]]:
+    return [(*arguments, capacity) for arguments, capacity in zip(_nms(draw), (2, 50, 9, 4, 3))]
+
+
 def _vote(draw: Any) -> list[tuple[Any, ...]]:
     rest = (_segments(draw, 6), draw.uniform(6), draw.integers(0, 2, 6), 0.3, 0.0)
     return [(torch.tensor([0, 4]), *rest), (torch.zeros(0, dtype=torch.int64), *rest)]
@@ -154,6 +158,7 @@ ARGUMENTS = {
     "topk_pool": _pooling,
     "temporal_iou": _iou,
     "batched_nms": _nms,
+    "batched_nms_padded": _nms_padded,
     "score_vote": _vote,
     "propose": _propose,
     "propose_padded": _propose_padded,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from case import _native
 from case.ops import _backend
-from case.ops._native_ops import iou, nms, nms_blocks, proposals, ranks, sinkhorn
+from case.ops._native_ops import iou, nms, nms_blocks, nms_vote_blocks, proposals, ranks, sinkhorn
 
 if _native.load() is not None:
     _backend.add("batched_nms", "native", "cpu", nms.batched_nms)
+    _backend.add("batched_nms_padded", "native", "cpu", nms.batched_nms_padded)
     _backend.add("propose", "native", "cpu", proposals.propose)
     _backend.add("propose_padded", "native", "cpu", proposals.propose_padded)
     _backend.add("rank_prior", "native", "cpu", ranks.rank_prior)
@@ -17,6 +18,8 @@ if _native.load() is not None:
     _backend.add("temporal_iou", "native", "cpu", iou.temporal_iou)
     if _native.has_cuda():
         _backend.add("batched_nms", "native", "cuda", nms_blocks.batched_nms)
+        _backend.add("batched_nms_padded", "native", "cuda", nms_blocks.batched_nms_padded)
         _backend.add("propose", "native", "cuda", proposals.propose)
         _backend.add("propose_padded", "native", "cuda", proposals.propose_padded)
+        _backend.add("score_vote", "native", "cuda", nms_vote_blocks.score_vote)
         _backend.add("temporal_iou", "native", "cuda", iou.temporal_iou)

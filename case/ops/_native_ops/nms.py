@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
+from case.ops.reference.nms import pad
 
 
 def batched_nms(segments: Tensor, scores: Tensor, groups: Tensor, *settings: float | str) -> tuple[Tensor, Tensor]:
@@ -18,6 +21,11 @@ def batched_nms(segments: Tensor, scores: Tensor, groups: Tensor, *settings: flo
     )  # fmt: skip
     # Copies, so that a few survivors do not hold the memory of all.
     return keep[:count].clone(), kept_scores[:count].clone()
+
+
+def batched_nms_padded(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *given, capacity = args
+    return pad(*batched_nms(*given), capacity)
 
 
 def score_vote(

@@ -1,6 +1,8 @@
-"""``batched_nms`` on CUDA: sorting and gathering by torch, who settles whom by ``csrc/nms_blocks.h``.
+"""``batched_nms`` on CUDA: order by score and who settles whom by csrc/, the rest by torch.
 
-Nothing here waits for the device but the last step, which asks how many segments are left.
+Groups of up to ``LARGE`` segments are a block's work each (``csrc/nms_blocks.h``), larger ones that of all blocks in
+rounds (``csrc/nms_rounds.h``). ``batched_nms`` waits to hear whether groups come in order, whether one of them is
+large and how many segments are left. The padded form does not wait. Soft methods: ``nms_soft_rounds``.
 """
 
 from __future__ import annotations
@@ -11,64 +13,82 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from case.ops import _backend
-from case.ops._native_ops import _common
+from case.ops._native_ops import _common, nms_soft_rounds
 from case.ops._native_ops._common import DTYPES, Emulation, address
-from case.ops.reference.nms import paired_iou
+from case.ops._native_ops.nms_index import build
+from case.ops.reference.nms import order_by_group, pad, padding, paired_iou
 
-# Blocks beyond what a device runs at once would only wait; each takes groups in turns.
-BLOCKS = 4096
+# The kernel sorts groups of up to so many segments (float64: half as many) in shared memory, larger ones beside it.
+SHARED = 2048
+# One block takes some 0.4 ms for 8,192 segments, about what sorting and rounds take at least.
+LARGE = 8192
+# Random scores take some ten; what is open after the last is one block's work.
+ROUNDS = 32
+LEFT = -2  # csrc/nms.h
 
 
-class _Sorted(NamedTuple):
-    """Segments by group, and within a group by falling score; number (n,): the group of each, from 0.
+class _Settled(NamedTuple):
+    """By place (n,) int32, groups by rising number and within a group by falling score.
 
-    begins: of each group, and the end of the last; groups (1,): how many there are."""
+    order: the segment; head: the first place of its group; by: -1 for what hard NMS keeps, else the place within the
+    group of the kept segment that settled it first."""
 
     order: Tensor
-    segments: Tensor
-    scores: Tensor
-    number: Tensor
-    begins: Tensor
-    groups: Tensor
+    head: Tensor
+    by: Tensor
 
 
-Settle = Callable[[_Sorted, float, float, Tensor], None]
+class Launcher(NamedTuple):
+    """The kernels, called as ``case._C`` takes them, and the sizes at which they change hands."""
+
+    settle: Callable[..., None]
+    rounds: Callable[..., None]
+    soft: Callable[..., None]
+    large: int = LARGE
+    most_rounds: int = ROUNDS
 
 
 def batched_nms(
     segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, method: str, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    if method not in ("hard", "decay_once"):
-        return _backend.reference("batched_nms")(segments, scores, groups, threshold, method, *rest)
     with torch.cuda.device(segments.device):
-        return by_blocks(_on_device, segments, scores, groups, threshold, method, *rest)
+        if method in ("linear", "gaussian"):
+            return nms_soft_rounds.by_rounds(on_device().soft, segments, scores, groups, threshold, method, *rest)
+        return by_blocks(on_device(), segments, scores, groups, threshold, method, *rest)
 
 
-def emulated(emulation: Emulation) -> Settle:
-    """The kernel on the CPU, for ``by_blocks``."""
-
-    def settle(rows: _Sorted, threshold: float, offset: float, by: Tensor) -> None:
-        _common.module().nms_settle_emulated(*_arguments(rows, threshold, offset, by), tuple(emulation))
-
-    return settle
-
-
-def _on_device(rows: _Sorted, threshold: float, offset: float, by: Tensor) -> None:
-    blocks = min(BLOCKS, rows.order.shape[0])
-    stream = torch.cuda.current_stream().cuda_stream
-    _common.module().nms_settle_cuda(*_arguments(rows, threshold, offset, by), blocks, stream)
+def batched_nms_padded(
+    segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, method: str, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    if method in ("linear", "gaussian"):
+        *settings, capacity = rest
+        return pad(*batched_nms(segments, scores, groups, threshold, method, *settings), capacity)
+    with torch.cuda.device(segments.device):
+        return padded_by_blocks(on_device(), segments, scores, groups, threshold, method, *rest)
 
 
-def _arguments(rows: _Sorted, threshold: float, offset: float, by: Tensor) -> tuple[int | float | str, ...]:
-    n, dtype = rows.order.shape[0], DTYPES[rows.segments.dtype]
-    return (
-        address(rows.segments), address(rows.begins), address(rows.groups), n, dtype, threshold, offset, address(by),
-    )  # fmt: skip
+def emulated(emulation: Emulation, **sizes: int) -> Launcher:
+    """The kernels on the CPU, for ``by_blocks``."""
+    module, how = _common.module(), tuple(emulation)
+    return Launcher(
+        lambda *given: module.nms_settle_emulated(*given, how),
+        lambda *given: module.nms_rounds_emulated(*given, how),
+        lambda *given: module.nms_soft_emulated(*given, how),
+        **sizes,
+    )
+
+
+def on_device() -> Launcher:
+    module, stream = _common.module(), torch.cuda.current_stream().cuda_stream
+    return Launcher(
+        lambda *given: module.nms_settle_cuda(*given, stream),
+        lambda *given: module.nms_rounds_cuda(*given, stream),
+        lambda *given: module.nms_soft_cuda(*given, stream),
+    )
 
 
 def by_blocks(
-    settle: Settle,
+    launcher: Launcher,
     segments: Tensor,
     scores: Tensor,
     groups: Tensor,
@@ -80,47 +100,115 @@ def by_blocks(
     offset: float,
 ) -> tuple[Tensor, Tensor]:
     """(keep, new scores) as the registered op gives them, for methods that settle a segment once."""
-    n = scores.shape[0]
-    if n == 0:
+    if scores.shape[0] == 0:
         return groups.new_empty(0), scores.new_empty(0)
-    rows = _sort(segments, scores, groups)
-    by = torch.empty(n, dtype=torch.int32, device=scores.device)
-    settle(rows, threshold, offset, by)
+    in_order = bool((groups[1:] >= groups[:-1]).all())
+    settled = _settle(launcher, segments, scores, groups, threshold, offset, in_order)
+    order, current, taken = _finish(settled, segments, scores, method, sigma, min_score, max_num, offset)
+    return order[taken].long(), current[taken]
+
+
+def padded_by_blocks(
+    launcher: Launcher,
+    segments: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    threshold: float,
+    method: str,
+    sigma: float,
+    min_score: float,
+    max_num: int,
+    offset: float,
+    capacity: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(keep, new scores, total) as the registered op gives them. Whether groups come in order nobody waits to hear."""
+    keep, kept_scores = padding(scores, capacity + 1)  # the last place takes what is not returned
+    if scores.shape[0] == 0:
+        return keep[:capacity], kept_scores[:capacity], torch.zeros((), dtype=torch.int64, device=scores.device)
+    settled = _settle(launcher, segments, scores, groups, threshold, offset, None)
+    order, current, taken = _finish(settled, segments, scores, method, sigma, min_score, max_num, offset)
+    ends = taken.cumsum(0)
+    to = torch.where(taken, ends - 1, capacity).clamp(max=capacity)
+    keep.scatter_(0, to, order.long())
+    kept_scores.scatter_(0, to, current)
+    return keep[:capacity], kept_scores[:capacity], ends[-1]
+
+
+def _settle(
+    launcher: Launcher,
+    segments: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    threshold: float,
+    offset: float,
+    in_order: bool | None,
+) -> _Settled:
+    """in_order: whether groups come by rising number; None: nobody may wait for an answer about them."""
+    n, device = scores.shape[0], scores.device
+    segments, scores, rows = segments.contiguous(), scores.contiguous(), None
+    ordered = groups.contiguous()
+    if not in_order:
+        ordered, rows = groups.sort(stable=True)
+    large = n > launcher.large
+    if large and in_order is not None:
+        large = bool((ordered[launcher.large :] == ordered[: -launcher.large]).any())
+    if large:
+        rows = order_by_group(scores, groups)
+    spare = None
+    if n > SHARED // (scores.element_size() // 4):
+        spare = torch.empty(2, n, 2, dtype=scores.dtype, device=device)
+    found = _Settled(*(torch.empty(n, dtype=torch.int32, device=device) for _ in range(3)))
+    given = (address(segments), address(scores), address(ordered), address(rows), n, DTYPES[scores.dtype])
+    most = launcher.large if large else n
+    launcher.settle(given, threshold, offset, address(spare), most, tuple(address(x) for x in found))
+    if large:
+        _settle_large(launcher, found, segments, threshold, offset)
+    return found
+
+
+def _settle_large(launcher: Launcher, found: _Settled, segments: Tensor, threshold: float, offset: float) -> None:
+    """Writes ``found.by`` of the groups that the first kernel has left."""
+    least_iou = torch.tensor(threshold, dtype=segments.dtype).item() * (1 - 2**-8)  # as the kernels have it
+    index = build(segments[found.order], found.head, offset, least_iou)
+    state = torch.where(found.by[index.slot.long()] == LEFT, 0, 3).to(torch.uint8)
+    left = torch.zeros(launcher.most_rounds + 1, dtype=torch.int32, device=segments.device)
+    left[:1].fill_(1)
+    launcher.rounds(
+        index.description(), threshold, offset, address(state), address(left), launcher.most_rounds, address(found.by)
+    )
+
+
+def _finish(
+    settled: _Settled,
+    segments: Tensor,
+    scores: Tensor,
+    method: str,
+    sigma: float,
+    min_score: float,
+    max_num: int,
+    offset: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Segments, their new scores and which of them are returned, in the order of the method."""
+    order, head, by = settled
     kept = by < 0
-    first = rows.begins[rows.number]  # where the group of each begins
-    current, taken, order = rows.scores, kept, rows.order
+    current = scores[order]
+    taken = kept
     if method == "decay_once":
-        suppressor = first + by.clamp(min=0)
-        iou = paired_iou(rows.segments[suppressor], rows.segments, offset)
+        iou = paired_iou(segments[order[head + by.clamp(min=0)]], segments[order], offset)
         current = torch.where(kept, current, current * torch.exp(-iou.square() / sigma))
         taken = torch.ones_like(kept)
     taken = taken & (current >= min_score)
     if max_num > 0:
-        taken &= _among_best(current.masked_fill(~taken, -torch.inf), rows.number, first, max_num)
+        taken &= _among_best(current.masked_fill(~taken, -torch.inf), head, max_num)
     if method == "decay_once":
         # Within a group the kept ones, then the decayed in the order of their suppressors, then of their scores.
-        place = ((2 * rows.number + ~kept) * n + torch.where(kept, 0, by)).argsort(stable=True)
+        place = ((2 * head.long() + ~kept) * len(order) + torch.where(kept, 0, by)).argsort(stable=True)
         current, taken, order = current[place], taken[place], order[place]
-    return order[taken], current[taken]
+    return order, current, taken
 
 
-def _sort(segments: Tensor, scores: Tensor, groups: Tensor) -> _Sorted:
-    n = scores.shape[0]
-    order = scores.argsort(descending=True, stable=True)
-    order = order[groups[order].argsort(stable=True)]
-    of = groups[order]
-    heads = torch.ones_like(of, dtype=torch.bool)
-    torch.ne(of[1:], of[:-1], out=heads[1:])
-    number = heads.cumsum(0) - 1
-    # The first place of each group; what is no head writes behind the end.
-    begins = torch.full((n + 2,), n, dtype=torch.int64, device=of.device)
-    begins.scatter_(0, torch.where(heads, number, n + 1), torch.arange(n, device=of.device))
-    return _Sorted(order, segments[order], scores[order], number, begins, number[-1:] + 1)
-
-
-def _among_best(scores: Tensor, number: Tensor, first: Tensor, most: int) -> Tensor:
+def _among_best(scores: Tensor, head: Tensor, most: int) -> Tensor:
     """Marks the ``most`` highest of each group, ties to the earlier."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[number[order].argsort(stable=True)]
-    rank = torch.arange(scores.shape[0], device=scores.device) - first[order]
+    order = order_by_group(scores, head)
+    rank = torch.arange(scores.shape[0], device=scores.device) - head[order]
     return torch.empty_like(rank, dtype=torch.bool).scatter_(0, order, rank < most)

@@ -4,6 +4,8 @@ All groups advance in step: one iteration takes the best remaining segment of ev
 suppresses, on arrays of (groups, largest group). Ties go to the earlier segment.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,26 @@ def batched_nms(
     return slots.gather(1, order)[taken], current.gather(1, order)[taken]
 
 
+def batched_nms_padded(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments of ``batched_nms`` and a capacity: what it keeps, padded, and how many that are."""
+    *given, capacity = args
+    return pad(*batched_nms(*given), capacity)
+
+
+def pad(keep: Tensor, scores: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first ``capacity`` of each, then -1 and -inf; and how many there were."""
+    padded, padded_scores = padding(scores, capacity)
+    padded[: len(keep)] = keep[:capacity]
+    padded_scores[: len(keep)] = scores[:capacity]
+    return padded, padded_scores, torch.tensor(len(keep), device=keep.device)
+
+
+def padding(scores: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """What stands where nothing is kept: indices -1, scores -inf in the dtype of ``scores``."""
+    keep = torch.full((capacity,), -1, dtype=torch.int64, device=scores.device)
+    return keep, torch.full((capacity,), -torch.inf, dtype=scores.dtype, device=scores.device)
+
+
 def vote(keep: Tensor, segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, offset: float) -> Tensor:
     """Kept segments replaced by the mean of their group's segments with IoU >= threshold, weighted by score * IoU."""
     voted = segments[keep].clone()
@@ -64,10 +86,15 @@ def vote(keep: Tensor, segments: Tensor, scores: Tensor, groups: Tensor, thresho
     return voted
 
 
+def order_by_group(scores: Tensor, groups: Tensor) -> Tensor:
+    """Indices by rising group, within a group by falling score, of equal scores in the order they came in."""
+    order = scores.argsort(descending=True, stable=True)
+    return order[groups[order].argsort(stable=True)]
+
+
 def _pad_groups(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """(slots, filled): per group a row of segment indices by falling score, padded to the largest group."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[groups[order].argsort(stable=True)]
+    order = order_by_group(scores, groups)
     _, counts = groups[order].unique_consecutive(return_counts=True)
     column = torch.arange(int(counts.max()), device=scores.device)
     filled = column < counts[:, None]
