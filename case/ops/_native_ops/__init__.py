@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from case import _native
 from case.ops import _backend
-from case.ops._native_ops import iou, nms, nms_blocks, nms_vote_blocks, proposals, ranks, sinkhorn
+from case.ops._native_ops import iou, losses, nms, nms_blocks, nms_vote_blocks, proposals, ranks, sinkhorn
 
 if _native.load() is not None:
     _backend.add("batched_nms", "native", "cpu", nms.batched_nms)
     _backend.add("batched_nms_padded", "native", "cpu", nms.batched_nms_padded)
+    _backend.add("clustering_losses", "native", "cpu", losses.clustering_losses)
     _backend.add("propose", "native", "cpu", proposals.propose)
     _backend.add("propose_padded", "native", "cpu", proposals.propose_padded)
     _backend.add("rank_prior", "native", "cpu", ranks.rank_prior)

@@ -1,5 +1,6 @@
 """Cross entropies, and the clustering losses L_C and L_R as the chain of the other ops (METHOD.md, SCC, CCC)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,11 +45,12 @@ def clustering_losses(
     ot_scale: float,
     cosine_scale: float,
     n_iters: int,
+    transport: Callable[..., Tensor] = sinkhorn,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(L_C, L_R, R) from M modalities at distinct rows; ``index`` maps each of the N samples to its row.
 
     Only (M, N, K) and narrower is ever gathered to the N samples: prototypes are sums over distinct rows with the
-    weights of their repeats added up.
+    weights of their repeats added up. ``transport``: the op ``sinkhorn``, by whom it may be.
     """
     dtype = accumulation_dtype(logits)
     rows = logits.shape[-2]
@@ -56,7 +58,7 @@ def clustering_losses(
         index = torch.arange(rows, device=logits.device)
     sampled = logits.to(dtype)[:, index]
     with torch.no_grad():
-        q = sinkhorn(
+        q = transport(
             sampled.mean(0), None, attention.to(dtype)[index], 1 - cluster_labels[:, 0].to(dtype), sigma, ranks,
             None, None, None, ot_scale, n_iters, None,
         )  # fmt: skip
@@ -70,6 +72,6 @@ def clustering_losses(
     k = q.shape[1]
     u = cosine_logits(z[:, :k], z[:, k:], cosine_scale, False)
     with torch.no_grad():
-        labels = sinkhorn(u.mean(0), None, None, None, 1.0, ranks, None, beta, None, ot_scale, n_iters, None)
+        labels = transport(u.mean(0), None, None, None, 1.0, ranks, None, beta, None, ot_scale, n_iters, None)
     ccc = soft_cross_entropy(u, labels).mean(1).sum()
     return scc, ccc, labels
