@@ -1,6 +1,8 @@
 # Every target is complete from a bare clone: Python 3.11+, a C++ compiler and a package index are enough.
 PYTHON ?= python3
 VENV := .venv
+# Tests side by side; most are one thread in Triton's interpreter.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
 SANITIZED := tests/test_build.py tests/test_metrics*.py tests/test_detections.py tests/ops/test_native_sinkhorn.py \
@@ -42,7 +44,7 @@ test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests --timeout 300 --color=no
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --timeout 300 --color=no
 
 # The C++ half again with AddressSanitizer and UBSan, and the tests that call it. Leaks are not looked for: Python has its
 # own. The sanitizer's library has to come first in a process, hence LD_PRELOAD.

@@ -294,6 +294,21 @@ def test_localize_agrees_with_training(case: Run, trained: Path, source: Path, t
     assert {k: v for k, v in mine.items() if v} == {k: v for k, v in theirs.items() if v}
 
 
+def test_localize_in_bf16(case: Run, trained: Path, source: Path, tmp_path: Path) -> None:
+    """About the same detections: products lose digits, nothing else does."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        output = tmp_path / f"{precision}.json"
+        given = ("--features", source / "features" / "test", "--output", output, "--precision", precision)
+        assert case("localize", trained, *given)[0] == 0
+        found[precision] = json.loads(output.read_text())["results"]
+    assert found["fp32"].keys() == found["bf16"].keys()
+    assert found["fp32"] != found["bf16"]
+    for video, wanted in found["fp32"].items():
+        best, got = (max((d["score"] for d in r), default=0) for r in (wanted, found["bf16"][video]))
+        assert got == pytest.approx(best, abs=0.1)
+
+
 def test_localize_at_another_rate(case: Run, trained: Path, source: Path, tmp_path: Path) -> None:
     """Half as many frames per second, or twice as many frames a row: the same detections, of twice the times."""
     features = source / "features" / "test"

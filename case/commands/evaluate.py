@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -38,6 +38,8 @@ class Localizing:
     """Data folder; default: the one it was trained on."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ..."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the wide matrix products."""
     allow_pickle: bool = False
     """Accept pickled feature files, which can run code of whoever made them."""
 
@@ -193,7 +195,7 @@ def _of_run(config: EvaluateConfig) -> Asked:
 
     assert config.run is not None
     ambiguous = _ambiguous(config)
-    opened = open_checkpoint(config.run, device=config.localizing.device)
+    opened = open_checkpoint(config.run, device=config.localizing.device, precision=config.localizing.precision)
     localized, folder, split = opened.localize_data(
         config.localizing.data, "test", allow_pickle=config.localizing.allow_pickle
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -29,6 +29,8 @@ class LocalizeConfig:
     """Frames per feature row; default: the checkpoint's."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ..."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the wide matrix products."""
     allow_pickle: bool = False
     """Accept pickled feature files, which can run code of whoever made them."""
 
@@ -44,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         )
     from case.engine.resolve import open_checkpoint
 
-    opened = open_checkpoint(config.checkpoint, device=config.device)
+    opened = open_checkpoint(config.checkpoint, device=config.device, precision=config.precision)
     opened = opened.timed(fps=config.fps, snippet_stride=config.snippet_stride)
     localized = opened.localize_features(config.features, allow_pickle=config.allow_pickle)
     save_json(config.output, localized.results(opened.settings))

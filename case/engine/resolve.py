@@ -15,6 +15,7 @@ from case.data.layout import Split
 from case.data.unlabelled import load_features
 from case.engine.checkpoint import Checkpoint, load_checkpoint
 from case.engine.evaluate import Localized, localize_split
+from case.engine.precision import Precision, rows_dtype, set_products
 from case.engine.store import ResidentSplit
 from case.engine.train import BEST, LAST, pick_device
 from case.errors import CaseError
@@ -30,6 +31,7 @@ class Opened:
     checkpoint: Checkpoint
     model: CASE
     device: torch.device
+    precision: Precision = "fp32"
 
     @property
     def settings(self) -> Settings:
@@ -83,7 +85,8 @@ class Opened:
                 f"{where}: features of width {widths} ({', '.join(self.settings.modalities)}), but {self.path} "
                 f"was trained on {self.checkpoint.widths}; extract them the same way"
             )
-        resident = ResidentSplit.from_loaded(split, self.device)
+        set_products(self.precision)
+        resident = ResidentSplit.from_loaded(split, self.device, dtype=rows_dtype(self.precision))
         labels = self.checkpoint.cluster_labels.to(self.device)
         with console.progress(len(split.videos), "localize", unit="video") as bar:
             done = 0
@@ -96,14 +99,14 @@ class Opened:
             return localize_split(self.model, labels, resident, self.settings, progress=advance)
 
 
-def open_checkpoint(path: Path, *, device: str = "auto") -> Opened:
+def open_checkpoint(path: Path, *, device: str = "auto", precision: Precision = "fp32") -> Opened:
     """A checkpoint file, or the kept checkpoint of a run folder (``keep_checkpoint``: best on test, or last)."""
     if not path.exists():
         raise CaseError(f"{path}: no such run folder or checkpoint; check the path")
     file = kept_checkpoint(path) if path.is_dir() else path
     checkpoint = load_checkpoint(file)
     where = pick_device(device)
-    return Opened(file, checkpoint, checkpoint.model(where), where)
+    return Opened(file, checkpoint, checkpoint.model(where), where, precision)
 
 
 def kept_checkpoint(run: Path) -> Path:
