@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from case.commands.train import configure
 from case.config import Settings, make_settings
 from case.data import LoadedSplit, load_split, open_folder, split_bytes
 from case.data.synthetic import SyntheticConfig, write
@@ -17,6 +22,7 @@ from case.engine.plain import PlainLearner
 from case.engine.precision import rows_dtype
 from case.engine.sampling import batch_videos
 from case.engine.store import ResidentSplit, fitting_residence
+from case.engine.train import open_run, run_training
 from case.errors import CaseError
 
 CPU = torch.device("cpu")
@@ -129,7 +135,9 @@ def test_where_features_lie_changes_no_bit(seed: int, data: Path, tmp_path: Path
     folder = open_folder(data)
     at_hand = load_split(folder, "train")
     mapped = load_split(folder, "train", directory=tmp_path / "rows")
-    assert sum(path.stat().st_size for path in (tmp_path / "rows").iterdir()) == split_bytes(folder, "train")
+    assert all(isinstance(x, np.memmap) for x in mapped.features)
+    assert sum(x.nbytes for x in mapped.features) == split_bytes(folder, "train")
+    assert not list((tmp_path / "rows").iterdir()), "nothing is left behind"
     videos = torch.arange(len(at_hand.videos))
     expected = ResidentSplit.from_loaded(at_hand, CPU).sampled(videos, 20, 3, 1)
     for residence in ("host", "disk"):
@@ -144,7 +152,27 @@ def test_features_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitting_residence(601, CPU) == "disk"
 
 
-def test_no_room_on_disk_is_told(data: Path, tmp_path: Path) -> None:
+def test_no_room_on_disk_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows").write_text("in the way")
     with pytest.raises(CaseError, match="rows"):
         load_split(open_folder(data), "train", directory=tmp_path / "rows")
+    monkeypatch.setattr("os.posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(CaseError, match=r"cannot make a file of [\d,]+ bytes: No space left"):
+        load_split(open_folder(data), "train", directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "choice", [{"engine": "plain"}, {"precision": "bf16", "storage": "bfloat16"}, {"residence": "disk"}]
+)
+def test_choices_of_the_engine_train_and_score(data: Path, tmp_path: Path, choice: dict[str, str]) -> None:
+    values = {"num_segments": 20, "num_clusters": 4, "hidden": 16, "batch_size": 4, "max_steps": 2, "pictures": 0}
+    run = open_run(configure({**values, "data": data, "output": tmp_path / "run", **choice}))
+    run_training(run)
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"last.safetensors", "metrics.jsonl"}
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries if "mAP" in e] == [2]
+
+
+def test_features_on_disk_stay_as_they_are_stored(data: Path, tmp_path: Path, message: Callable[..., str]) -> None:
+    config = configure({"data": data, "output": tmp_path / "run", "residence": "disk", "storage": "float16"})
+    assert "--storage stored" in message(lambda: open_run(config))

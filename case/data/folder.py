@@ -13,10 +13,12 @@ width, any classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -240,9 +242,10 @@ def load_split(
 ) -> LoadedSplit:
     """Read the features of ``"train"`` or ``"test"`` into one array per stream, allocated once.
 
-    With ``directory`` the arrays are files in it, ``<split>-<stream>.rows``, that map into memory: they may be larger
-    than it. ``progress`` is called with (videos read, videos in all) after each video. Raises ``CaseError`` in one line
-    as ``FeatureFolder.load`` does, for a training video without a label, and for a segment outside its video.
+    With ``directory`` the arrays are unnamed files in it that map into memory, so they may be larger than it; they go
+    when the process does, however it ends. ``progress`` is called with (videos read, videos in all) after each video.
+    Raises ``CaseError`` in one line as ``FeatureFolder.load`` does, for a training video without a label, for a segment
+    outside its video, and where the disk has no room.
     """
     videos = folder.split(split)
     labels = np.stack([folder.labels(video) for video in videos])
@@ -257,10 +260,7 @@ def load_split(
     dtype = np.result_type(*(header.dtype for _, headers in sizes for header in headers))
     for video, (rows, _) in zip(videos, sizes, strict=True):
         folder.check_segments(split, video, rows)
-    flat = tuple(
-        _allocate((int(offsets[-1]), width), dtype, directory and directory / f"{split}-{name}.rows")
-        for name, width in zip(folder.modalities, folder.widths, strict=True)
-    )
+    flat = tuple(_allocate((int(offsets[-1]), width), dtype, directory) for width in folder.widths)
     for v, video in enumerate(videos):
         for stream, array in zip(flat, folder.load(split, video), strict=True):
             stream[offsets[v] : offsets[v + 1]] = array
@@ -269,12 +269,14 @@ def load_split(
     return LoadedSplit(tuple(videos), flat, offsets, labels, tuple(folder.notes))
 
 
-def _allocate(shape: tuple[int, int], dtype: np.dtype, path: Path | None) -> np.ndarray:
-    if path is None:
+def _allocate(shape: tuple[int, int], dtype: np.dtype, directory: Path | None) -> np.ndarray:
+    if directory is None:
         return np.empty(shape, dtype)
+    size = shape[0] * shape[1] * dtype.itemsize
     try:
-        make_folder(path.parent)
-        return np.memmap(path, dtype, "w+", shape=shape)
+        make_folder(directory)
+        with TemporaryFile(dir=directory) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would be found out by a signal
+            return np.memmap(file, dtype, "r+", shape=shape)
     except OSError as error:
-        size = shape[0] * shape[1] * dtype.itemsize
-        raise CaseError(f"{path}: cannot make a file of {size:,} bytes: {reason(error)}") from error
+        raise CaseError(f"{directory}: cannot make a file of {size:,} bytes: {reason(error)}") from error

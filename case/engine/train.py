@@ -200,7 +200,7 @@ def _load(config: TrainConfig, folder: FeatureFolder, device: torch.device) -> t
     residence = fitting_residence(size, device) if config.residence == "auto" else config.residence
     if residence == "disk" and storage is not None:
         raise CaseError(f"features on disk stay as they are stored, got storage {config.storage}; use --storage stored")
-    directory = config.output / "rows" if residence == "disk" else None
+    directory = config.output if residence == "disk" else None
 
     def load(name: str) -> ResidentSplit:
         with console.progress(len(folder.split(name)), f"read {name}", unit="video") as bar:
