@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from case.config import Settings
+from case.engine.share import Share
 from case.model import CASE
 from case.objective import Losses, initial_cluster_labels, training_losses
 
@@ -34,13 +35,19 @@ class Learner:
         self.inference_labels = self.labels
         self.steps = 0
 
-    def step(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
-        """One update on B videos: rows (L, width) per modality, index (B, T) into them, labels (B, C)."""
+    def step(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor, share: Share | None = None) -> Losses:
+        """One update on B videos: rows (L, width) per modality, index (B, T) into them, labels (B, C).
+
+        With ``share`` they are this process's part of a batch; losses, labels and the update are those of all of it.
+        """
         self.model.train()
         heads = self.model(rows)
-        losses = training_losses(heads, index, labels, self.labels, self.settings)
+        losses_of = training_losses if share is None else share.training_losses
+        losses = losses_of(heads, index, labels, self.labels, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
+        if share is not None:
+            losses = share.reduce(losses, self.model.parameters())
         self.optimizer.step()
         self.labels = losses.cluster_labels
         keep = self.settings.label_momentum if self.steps > 0 else 0.0
