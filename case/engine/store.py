@@ -34,6 +34,11 @@ class ResidentSplit:
         """(V,) rows of each video."""
         return self.offsets.diff()
 
+    def part(self, videos: slice) -> ResidentSplit:
+        """A stretch of neighbouring videos; nothing is copied."""
+        offsets = self.offsets[videos.start : videos.stop + 1]
+        return ResidentSplit(self.videos[videos], self.features, offsets, self.labels[videos])
+
     def distinct(self, videos: Tensor, positions: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """The distinct rows behind ``positions`` (B, T) within ``videos`` (B,), and the index that restores (B, T).
 
