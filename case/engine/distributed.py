@@ -109,9 +109,12 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     rank, timeout = int(os.environ["RANK"]), _timeout()
     backend = "cpu:gloo,cuda:nccl" if _takes_cuda(device, rank) else "gloo"
-    with contact():
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    try:
+        with contact():
+            store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except RankLost as lost:
+        raise RankLost(f"rank {rank} of {size} did not find the others ({lost}); see what they say") from lost
     console.mute(rank > 0)
     noticed = dist.PrefixStore("case/noticed", store)
     try:
@@ -120,9 +123,13 @@ def joined(device: str) -> Iterator[Ranks]:
         with contextlib.suppress(ValueError):  # only the main thread may
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it now, and there is a line to print
         raise RankLost(f"rank {rank} of {size} lost contact, {_silent(noticed, rank, size)} ({lost})") from lost
-    except BaseException:
+    except BaseException as error:
+        told = 0
         with contextlib.suppress(RuntimeError):
             noticed.set(str(rank), "ended")
+            told = store.add(f"case/told/{error}", 1)
+        if isinstance(error, CaseError) and told > 1:
+            raise SystemExit(2) from error  # what every process finds is said by one
         raise
     else:
         dist.destroy_process_group()

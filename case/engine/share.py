@@ -8,6 +8,7 @@ share of it is L_R over their number.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,8 +38,9 @@ def contact() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's own; torch.distributed.DistError is one too
-        reason = " ".join(str(error).split())
-        raise RankLost(reason if len(reason) <= 200 else reason[:200] + " ...") from error
+        # One line of what may be many: without the place in torch's source, and before its advice.
+        text = re.sub(r"^\[[^\]]*\] ", "", " ".join(str(error).split())).split(". ")[0]
+        raise RankLost(text[:200]) from error
 
 
 class GroupSum(torch.autograd.Function):

@@ -15,7 +15,15 @@ import torch
 
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
-from case.data import FeatureFolder, LoadedSplit, atomic_write, load_split, make_folder, open_folder
+from case.data import (
+    FeatureFolder,
+    LoadedSplit,
+    atomic_write,
+    load_split,
+    make_folder,
+    open_folder,
+    remove_unfinished,
+)
 from case.engine.checkpoint import load_checkpoint, save_checkpoint
 from case.engine.distributed import ALONE, Ranks
 from case.engine.evaluate import Localized, Score, concatenate, localize_split, score_split
@@ -204,6 +212,7 @@ def _load(folder: FeatureFolder, name: str) -> LoadedSplit:
 def _prepare_folder(run: TrainingRun) -> None:
     config, steps = run.config, run.learner.steps
     make_folder(config.output)
+    remove_unfinished(config.output)
     if steps < config.max_steps or steps == 0:  # else a finished run, asked for its report again
         atomic_write(config.output / "config.toml", to_toml(config).encode())
     if steps == 0:
