@@ -29,11 +29,15 @@ def freeze(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def stop(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def end_at(step: int, where: str) -> None:
-    """At that step, end or freeze in the step itself, or end in its save: "fsync", with all but the last bytes
-    written, or "replace", before the file takes its name."""
+    """At that step, "die", "freeze" or be told to "stop" in the step itself, or die in its save: "fsync", written but
+    perhaps not on the disk, or "replace", before the file takes its name."""
     make_step, save = training._step, training.save_checkpoint
-    endings: dict[str, Callable[..., None]] = {"step": die, "freeze": freeze}
+    endings: dict[str, Callable[..., None]] = {"die": die, "freeze": freeze, "stop": stop}
 
     def stepping(run: training.TrainingRun) -> Any:
         if run.learner.steps == step and where in endings:

@@ -261,13 +261,13 @@ def test_commands_of_several_processes_write_what_one_writes(
             np.testing.assert_allclose([d[name] for d in several[video]], [d[name] for d in found], atol=1e-5)
 
 
-@pytest.mark.parametrize("lost, where", [(1, "step"), (0, "fsync"), (1, "freeze")])
+@pytest.mark.parametrize("lost, where", [(1, "die"), (0, "fsync"), (1, "freeze")])
 def test_a_lost_process_ends_the_others_and_the_run_goes_on(
     forks: Any, outcomes: Outcomes, data: Path, tmp_path: Path, lost: int, where: str
 ) -> None:
     """kill -9 between two saves or in one, and a process that hangs, at step 25; checkpoints every 10 steps."""
     values = {**SETTINGS, "data": data, "max_steps": 50, "eval_every": 0, "save_every": 10, "output": tmp_path / "run"}
-    step = {"step": 25, "fsync": 20, "freeze": 25}[where]
+    step = {"die": 25, "fsync": 20, "freeze": 25}[where]
     job = {"argv": ["train", *flags(values)], "environment": {"CASE_RANK_TIMEOUT": "4" if where == "freeze" else "60"}}
     started = time.monotonic()
     team = start(forks, tmp_path, 2, [{**job, "kill": (step, where) if rank == lost else None} for rank in range(2)])
@@ -299,17 +299,28 @@ def test_a_killed_process_loses_the_steps_since_its_checkpoint(
     values = {**SETTINGS, "data": data, "max_steps": 50, "eval_every": 0, "save_every": 10, "output": tmp_path / "run"}
     last = tmp_path / "run" / "last.safetensors"
     torch.set_num_threads(1)
-    for step, where, kept in ((20, "fsync", 10), (30, "replace", 20), (34, "step", 30)):
+    for step, where, kept in ((20, "fsync", 10), (30, "replace", 20), (34, "die", 30)):
         argv = ["train", *flags(values), *(["--resume"] if last.exists() else [])]
         team = start(forks, tmp_path, 1, {"argv": argv, "kill": (step, where)})
         assert team.wait(dead=True) == [-signal.SIGKILL], team.printed()
         assert load_checkpoint(last).steps == kept
-        assert len(list((tmp_path / "run").glob(".tmp*"))) == (where != "step")
+        assert len(list((tmp_path / "run").glob(".tmp*"))) == (where != "die")
     rest = training.open_run(configure({**values, "resume": True}))
     training.run_training(rest)
     whole = outcomes.one["even"].learner.state()["tensors"]
     for name, value in rest.learner.state()["tensors"].items():
         assert torch.equal(value, whole[name]), name
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(forks: Any, data: Path, tmp_path: Path) -> None:
+    values = {**SETTINGS, "data": data, "max_steps": 50, "eval_every": 0, "output": tmp_path / "run"}
+    job = {"argv": ["train", *flags(values)]}
+    team = start(forks, tmp_path, 2, [{**job, "kill": (10, "stop") if rank == 1 else None} for rank in range(2)])
+    assert team.wait(dead=True) == [130, 130], team.printed()
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").steps == 11
+    first, second = team.printed()
+    assert "stopped after step 11 of 50; go on with: " in first
+    assert not second
 
 
 def test_what_every_process_finds_is_told_once(forks: Any, data: Path, tmp_path: Path) -> None:
