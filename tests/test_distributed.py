@@ -162,17 +162,20 @@ def outcomes(forks: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -
                     "protocol": "released", "output": folder / f"few-{size}"},
         }  # fmt: skip
 
-    def several(size: int, steps: int, **more: Any) -> None:
+    def several(size: int, steps: int, **more: Any) -> Team:
         wanted = runs(size)
         changing = {**wanted["even"], "output": folder / "changing", "max_steps": steps, **more}
         (folder / str(size)).mkdir()
         job = {"folder": folder / str(size), "runs": [*wanted.items(), ("changing", changing)]}
-        start(forks, folder, size, job).wait()
+        return start(forks, folder, size, job)
 
-    several(2, 15)
-    one = {name: alone(values) for name, values in runs(1).items()}
+    two = several(2, 15)
+    try:
+        one = {name: alone(values) for name, values in runs(1).items()}
+    finally:
+        two.wait()
     alone({**runs(1)["even"], "output": folder / "changing", "max_steps": 30, "resume": True})
-    several(3, 50, resume=True)
+    several(3, 50, resume=True).wait()
     return Outcomes(folder, one)
 
 
@@ -333,21 +336,31 @@ def test_what_every_process_finds_is_told_once(forks: Any, data: Path, tmp_path:
     assert "".join(team.printed()).count("already holds a run") == 1
 
 
-def test_torchrun_trains_one_run(data: Path, tmp_path: Path) -> None:
-    values = {**SETTINGS, "data": data, "output": tmp_path / "run", "max_steps": 2}
+def test_train_ends_in_one_report(forks: Any, data: Path, tmp_path: Path) -> None:
+    values = {**SETTINGS, "data": data, "output": tmp_path / "run", "max_steps": 2, "pictures": 1}
+    team = start(forks, tmp_path, 2, {"argv": ["train", *flags(values)]})
+    team.wait()
+    first, second = team.printed()
+    assert first.count("seed 0: mAP, %") == 1
+    assert not second
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["last"]["step"] == 2
+    assert len(list((tmp_path / "run" / "timelines").iterdir())) == 1
+
+
+def test_torchrun_starts_it(outcomes: Outcomes, tmp_path: Path) -> None:
+    """evaluate, since training would import torch's compiler in each process."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "case"]
     environment = {**os.environ, "PYTHONPATH": str(Path(case.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = ["evaluate", str(outcomes.folder / "even-1"), "--device", "cpu", "--json", str(tmp_path / "score.json")]
     done = subprocess.run(
-        [*launcher, "train", *flags(values)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
+        [*launcher, *command], env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("mAP, %") == 1
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["last"]["step"] == 2
+    found = json.loads((tmp_path / "score.json").read_text())["mAP"]
+    last = outcomes.one["even"].evaluated
+    assert last is not None
+    assert found == pytest.approx(last[2].mean_ap.mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
