@@ -1,6 +1,7 @@
 """The command line ``case``: picks the subcommand, and turns whatever goes wrong into one line and an exit code.
 
-0: done. 1: a bug of ours (traceback). 2: something given is wrong. 130: stopped by Ctrl-C.
+0: done. 1: a bug of ours (traceback). 2: something given is wrong, or another process of the run was lost. 130: stopped
+by Ctrl-C.
 """
 
 from __future__ import annotations

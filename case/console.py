@@ -34,13 +34,26 @@ _live: rich.progress.Progress | None = None
 since two displays on one terminal overwrite each other."""
 
 
+_muted = False
+
+
+def mute(muted: bool) -> None:
+    """Print nothing but errors from here on, or everything again: one of several processes speaks for all."""
+    global _muted
+    _muted = muted
+
+
 def note(text: str) -> None:
     """Print to standard output, at once even where that is a file."""
+    if _muted:
+        return
     print(text, flush=True)
 
 
 def warn(text: str) -> None:
     """Print ``warning: text`` to standard error."""
+    if _muted:
+        return
     _labelled("warning:", "33", text)
 
 
@@ -76,7 +89,7 @@ class Progress:
         self._start = time.monotonic()
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
         self._printed_at, self._printed_done = float("-inf"), self.done
-        if _is_terminal(sys.stderr):
+        if _is_terminal(sys.stderr) and not _muted:
             self._owner = _live is None
             self._display = _live = _live or _start_display()
             self._task = self._display.add_task(self.description, total=self.total, completed=self.done, tail="")
@@ -114,6 +127,8 @@ class Progress:
 
     def _print(self, now: float) -> None:
         self._printed_at, self._printed_done = now, self.done
+        if _muted:
+            return
         parts = [*(f"{name} {_number(value)}" for name, value in self._shown.items()), *self._pace(now)]
         if self._display is not None:
             self._display.update(self._task, completed=self.done, tail="  ".join(parts))
@@ -140,6 +155,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
     Where the terminal is too narrow for the columns, the table is turned (one line per column) if that is narrower.
     """
+    if _muted:
+        return
     cells = [[_cell(value) for value in row] for row in rows]
     for row in cells:
         if len(row) != len(columns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from case.config import Settings
 from case.model import Heads
 from case.ops import clustering_losses, generalized_cross_entropy, soft_cross_entropy, topk_pool
+from case.ops.losses import ClusteringLosses
 
 
 class Losses(NamedTuple):
@@ -46,7 +48,16 @@ def pseudo_labels(indices: Tensor, labels: Tensor, segments: int) -> Tensor:
     return (hits * (labels > 0).unsqueeze(1)).amax(-1)
 
 
-def training_losses(heads: Heads, index: Tensor, labels: Tensor, cluster_labels: Tensor, settings: Settings) -> Losses:
+def training_losses(
+    heads: Heads,
+    index: Tensor,
+    labels: Tensor,
+    cluster_labels: Tensor,
+    settings: Settings,
+    *,
+    batch: int | None = None,
+    clustering: Callable[..., ClusteringLosses] = clustering_losses,
+) -> Losses:
     """Losses of one batch.
 
     Args:
@@ -54,11 +65,15 @@ def training_losses(heads: Heads, index: Tensor, labels: Tensor, cluster_labels:
         index: (B, T) int64, the row behind each sample.
         labels: (B, C) video labels, 0 or 1.
         cluster_labels: (K, 2), R of the previous step.
+        batch: number of videos that the losses are means over; default B. Where the B videos are a part of them, the
+            losses are this part's share: the sum over the parts is the loss.
+        clustering: what computes the clustering losses, or a part's share of them, from the arguments of the op.
 
     Returns:
         ``Losses``; without ``settings.clustering`` the clustering losses are 0 and the cluster labels those given.
     """
-    batch, segments = index.shape
+    segments = index.shape[1]
+    batch = index.shape[0] if batch is None else batch
     cas, attention = heads.cas[:, index], heads.attention[:, index]
 
     # 1. Video classification on the top-k snippets of each class.
@@ -66,7 +81,7 @@ def training_losses(heads: Heads, index: Tensor, labels: Tensor, cluster_labels:
     k = max(1, segments // settings.topk_divisor)
     pooled, indices = topk_pool(selector, cas, k, return_indices=True)
     target = labels / labels.sum(1, keepdim=True) + 1e-10
-    video = soft_cross_entropy(pooled, target.expand_as(pooled))
+    video = soft_cross_entropy(pooled, target.expand_as(pooled), reduction="sum") / (pooled.shape[0] * batch)
 
     # 2. Attention against the pseudo-labels that the same top-k gives.
     foreground = pseudo_labels(indices, labels, segments)
@@ -81,7 +96,7 @@ def training_losses(heads: Heads, index: Tensor, labels: Tensor, cluster_labels:
     if not settings.clustering:
         zero = torch.zeros_like(video)
         return Losses(total, video, attending, zero, zero, cluster_labels)
-    scc, ccc, new_labels = clustering_losses(
+    scc, ccc, new_labels = clustering(
         heads.cluster_logits,
         heads.embedding,
         heads.attention.detach().mean(0),

@@ -105,6 +105,8 @@ def run(argv: Sequence[str]) -> int:
     if files and config.localizing.data is not None:
         raise CaseError("--data is for a run; detections are evaluated from --ground-truth and --predictions alone")
     asked = _of_files(config) if files else _of_run(config)
+    if asked is None:  # one of several processes that localized; the first goes on with what all of them found
+        return 0
     rules = config.rules
     if rules.ambiguous != "count" and not _knows_ambiguous(asked.problem):
         console.warn(
@@ -188,17 +190,23 @@ def _of_files(config: EvaluateConfig) -> Asked:
     return Asked(config.files.predictions.name, problem, tiou, dict)
 
 
-def _of_run(config: EvaluateConfig) -> Asked:
+def _of_run(config: EvaluateConfig) -> Asked | None:
     from case.engine.choices import localization_choices
+    from case.engine.distributed import joined
     from case.engine.evaluate import pose_split, relocalize
     from case.engine.resolve import open_checkpoint
 
     assert config.run is not None
     ambiguous = _ambiguous(config)
-    opened = open_checkpoint(config.run, device=config.localizing.device, precision=config.localizing.precision)
-    localized, folder, split = opened.localize_data(
-        config.localizing.data, "test", allow_pickle=config.localizing.allow_pickle
-    )
+    with joined(config.localizing.device) as ranks:
+        opened = open_checkpoint(
+            config.run, device=config.localizing.device, precision=config.localizing.precision, ranks=ranks
+        )
+        localized, folder, split = opened.localize_data(
+            config.localizing.data, "test", allow_pickle=config.localizing.allow_pickle
+        )
+    if not ranks.first:
+        return None
     tiou = parse_tiou(config.tiou) if config.tiou else opened.settings.tiou
     subset = config.subset or folder.test_subset
 

@@ -44,14 +44,21 @@ def run(argv: Sequence[str]) -> int:
         raise CaseError(
             "give a run folder or checkpoint, and --features DIR; for example: case-wtal localize RUN --features DIR"
         )
+    from case.engine.distributed import joined
     from case.engine.resolve import open_checkpoint
 
-    opened = open_checkpoint(config.checkpoint, device=config.device, precision=config.precision)
-    opened = opened.timed(fps=config.fps, snippet_stride=config.snippet_stride)
-    localized = opened.localize_features(config.features, allow_pickle=config.allow_pickle)
-    save_json(config.output, localized.results(opened.settings))
-    count = localized.detections.score.numel()
-    console.note(f"wrote {config.output}: {count} detections in {len(localized.videos)} videos")
+    with joined(config.device) as ranks:
+        opened = open_checkpoint(config.checkpoint, device=config.device, precision=config.precision, ranks=ranks)
+        opened = opened.timed(fps=config.fps, snippet_stride=config.snippet_stride)
+        localized = opened.localize_features(config.features, allow_pickle=config.allow_pickle)
+        # Not the activations, which of a large folder no one process should have to hold.
+        parts = ranks.gather(localized.results(opened.settings))
+    if not ranks.first:
+        return 0
+    results = {video: found for part in parts for video, found in part["results"].items()}
+    save_json(config.output, {**parts[0], "results": results})
+    count = sum(len(found) for found in results.values())
+    console.note(f"wrote {config.output}: {count} detections in {len(results)} videos")
     console.note(
         f"times are of {opened.settings.fps:g} frames per second, {opened.settings.snippet_stride} frames a row"
     )

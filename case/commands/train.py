@@ -25,20 +25,32 @@ def run(argv: Sequence[str]) -> int:
 
 
 def train(config: TrainConfig) -> int:
-    """Train, evaluate, draw; print the table and the next command. Exit code 130 when stopped by a signal."""
-    from case.engine.finish import finish_run
-    from case.engine.train import Interrupted, open_run, run_training
+    """Train, evaluate, draw; print the table and the next command. Exit code 130 when stopped by a signal.
 
-    training = open_run(config)
+    Of several processes (``torchrun``) the first evaluates what is kept and draws, after the others have left.
+    """
+    from case.engine.distributed import joined
+    from case.engine.finish import finish_run
+    from case.engine.share import RankLost
+    from case.engine.train import LAST, Interrupted, open_run, run_training
+
     try:
-        run_training(training)
-    except Interrupted:
-        console.note(
-            f"stopped after step {training.learner.steps} of {config.max_steps}; go on with: "
-            f"{program()} train --resume --output {config.output}"
-        )
-        return 130
-    finish_run(training)
+        with joined(config.device) as ranks:
+            training = open_run(config, ranks)
+            try:
+                run_training(training)
+            except Interrupted:
+                console.note(
+                    f"stopped after step {training.learner.steps} of {config.max_steps}; go on with: "
+                    f"{program()} train --resume --output {config.output}"
+                )
+                return 130
+    except RankLost as lost:
+        saved = (config.output / LAST).exists()
+        cure = "go on from the last checkpoint with the same command and --resume" if saved else "start again"
+        raise CaseError(f"{lost}; {cure}") from lost
+    if ranks.first:
+        finish_run(training)
     return 0
 
 

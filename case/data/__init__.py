@@ -5,7 +5,7 @@ from case.data.check import check_folder
 from case.data.check_report import Finding, Report, SplitSummary
 from case.data.detections import DetectionTable, load_detections
 from case.data.features import FeatureError
-from case.data.files import atomic_write, load_json, make_folder, save_json
+from case.data.files import atomic_write, load_json, make_folder, remove_unfinished, save_json
 from case.data.folder import FeatureFolder, LoadedSplit, load_split, open_folder, split_bytes
 from case.data.synthetic import DEMO, THUMOS14_SIZED, SyntheticConfig, SyntheticData, generate, iter_videos, write
 from case.data.wtalc import load_ambiguous, load_wtalc
@@ -36,6 +36,7 @@ __all__ = [
     "load_wtalc",
     "make_folder",
     "open_folder",
+    "remove_unfinished",
     "save_json",
     "split_bytes",
     "to_json",

@@ -63,6 +63,13 @@ def atomic_write(path: PathLike, content: bytes | Callable[[BinaryIO], object]) 
     sync_folder(target.parent)
 
 
+def remove_unfinished(folder: PathLike) -> None:
+    """Remove what ``atomic_write`` left in a folder where its process was killed; nobody else may be writing there."""
+    for temporary in Path(folder).glob(".tmp-*"):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
 def make_folder(path: PathLike) -> None:
     """Make a folder and its parents unless they are there. Raises ``CaseError`` in one line where that fails."""
     try:

@@ -19,10 +19,12 @@ def load_features(
     *,
     num_classes: int,
     allow_pickle: bool = False,
+    part: Callable[[int], slice] = slice,
     progress: Callable[[int, int], object] | None = None,
 ) -> LoadedSplit:
     """Every video of ``<path>/<modality>/<video>.npy``, by name, as an unlabelled split (labels all 0).
 
+    ``part`` says which of so many videos are read, as one of several processes does; it may be none of them.
     Streams of different lengths are cut to the shortest, which ``notes`` says. Raises ``CaseError`` in one line:
     a folder or stream that is missing or empty, a video that one stream lacks, an unusable file, widths that differ.
     """
@@ -41,9 +43,10 @@ def load_features(
         for video in videos:
             if video not in present:
                 raise CaseError(f"{root / modality / video}.npy: file not found, but another stream has this video")
+    chosen = videos[part(len(videos))]
     per_stream: list[list[np.ndarray]] = [[] for _ in modalities]
     notes = []
-    for done, video in enumerate(videos, start=1):
+    for done, video in enumerate(chosen or videos[:1], start=1):  # of no video at all, the widths are still asked for
         arrays = [
             read_features(root / m / f"{video}.npy", name=f"{m}/{video}.npy", allow_pickle=allow_pickle)
             for m in modalities
@@ -58,7 +61,9 @@ def load_features(
                 raise CaseError(f"{video}: {array.shape[1]} numbers per row, other videos have {stream[0].shape[1]}")
             stream.append(array[:rows])
         if progress is not None:
-            progress(done, len(videos))
-    offsets = np.concatenate(([0], np.cumsum([len(a) for a in per_stream[0]]))).astype(np.int64)
-    labels = np.zeros((len(videos), num_classes), dtype=np.float32)
-    return LoadedSplit(tuple(videos), tuple(np.concatenate(s) for s in per_stream), offsets, labels, tuple(notes))
+            progress(done, len(chosen))
+    if not chosen:
+        per_stream = [[array[:0] for array in stream] for stream in per_stream]
+    offsets = np.concatenate(([0], np.cumsum([len(a) for a in per_stream[0]]))).astype(np.int64)[: len(chosen) + 1]
+    labels = np.zeros((len(chosen), num_classes), dtype=np.float32)
+    return LoadedSplit(tuple(chosen), tuple(np.concatenate(s) for s in per_stream), offsets, labels, tuple(notes))

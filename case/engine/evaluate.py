@@ -87,6 +87,20 @@ def localize_split(
     return Localized(split.videos, torch.tensor(rows_of), kept, found)
 
 
+def concatenate(parts: Sequence[Localized]) -> Localized:
+    """Neighbouring stretches of a split as one."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.videos) for part in parts)]).tolist()
+    found = [p.detections._replace(video=p.detections.video + start) for p, start in zip(parts, starts)]
+    return Localized(
+        tuple(video for part in parts for video in part.videos),
+        torch.cat([part.lengths for part in parts]),
+        Activations(*(torch.cat(column) for column in zip(*(part.activations for part in parts), strict=True))),
+        Detections(*(torch.cat(column) for column in zip(*found, strict=True))),
+    )
+
+
 @torch.inference_mode()
 def relocalize(localized: Localized, settings: Settings) -> Localized:
     """The same activations localized with other settings (METHOD.md, Inference, 3 and 4)."""

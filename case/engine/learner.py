@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from case.config import Settings
+from case.engine.share import Share
 from case.model import CASE
 from case.objective import Losses, initial_cluster_labels, training_losses
 
@@ -35,27 +36,33 @@ class Learner:
         self.inference_labels = self.labels.clone()
         self.steps = 0
 
-    def step(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
-        """One update on B videos: rows (L, width) per modality, index (B, T) into them, labels (B, C)."""
-        losses = self.update(rows, index, labels)
+    def step(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor, share: Share | None = None) -> Losses:
+        """One update on B videos: rows (L, width) per modality, index (B, T) into them, labels (B, C).
+
+        With ``share`` they are this process's part of a batch; losses, labels and the update are those of all of it.
+        """
+        losses = self.update(rows, index, labels, share)
         self.steps += 1
         return losses
 
-    def update(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
+    def update(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor, share: Share | None = None) -> Losses:
         """``step`` without counting it: nothing but work for the device, so that a graph can capture it."""
         self.model.train()
-        losses = self.losses(rows, index, labels)
+        losses = self.losses(rows, index, labels, share)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
+        if share is not None:
+            losses = share.reduce(losses, self.model.parameters())
         self.optimizer.step()
         self.labels.copy_(losses.cluster_labels)
         keep = self.settings.label_momentum if self.steps > 0 else 0.0
         self.inference_labels.mul_(keep).add_(self.labels, alpha=1 - keep)
         return losses
 
-    def losses(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
-        """The objective at the present weights."""
-        return training_losses(self.model(rows), index, labels, self.labels, self.settings)
+    def losses(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor, share: Share | None = None) -> Losses:
+        """The objective at the present weights; this process's part of it with ``share``."""
+        losses_of = training_losses if share is None else share.training_losses
+        return losses_of(self.model(rows), index, labels, self.labels, self.settings)
 
     def state(self) -> dict[str, Any]:
         """Everything a bit-equal continuation needs, as tensors on the CPU under flat names, and the step count."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from case.engine.learner import Learner
+from case.engine.share import Share
 from case.model import Branch, Heads
 from case.objective import Losses
 
@@ -20,7 +21,8 @@ from case.objective import Losses
 class PlainLearner(Learner):
     """A ``Learner`` whose network and losses are written out."""
 
-    def losses(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
+    def losses(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor, share: Share | None = None) -> Losses:
+        assert share is None, "the oracle is one process"
         s = self.settings
         batch, segments = index.shape
         branches = [branch for branch in self.model.branches.values() if isinstance(branch, Branch)]

@@ -14,7 +14,8 @@ from case.data import FeatureFolder, LoadedSplit, load_split, open_folder
 from case.data.layout import Split
 from case.data.unlabelled import load_features
 from case.engine.checkpoint import Checkpoint, load_checkpoint
-from case.engine.evaluate import Localized, localize_split
+from case.engine.distributed import ALONE, Ranks
+from case.engine.evaluate import Localized, concatenate, localize_split
 from case.engine.precision import Precision, rows_dtype, set_products
 from case.engine.store import ResidentSplit
 from case.engine.train import BEST, LAST, pick_device
@@ -32,6 +33,7 @@ class Opened:
     model: CASE
     device: torch.device
     precision: Precision = "fp32"
+    ranks: Ranks = ALONE
 
     @property
     def settings(self) -> Settings:
@@ -45,18 +47,26 @@ class Opened:
         return replace(self, checkpoint=replace(self.checkpoint, settings=settings))
 
     def localize_features(self, folder: Path, *, allow_pickle: bool = False) -> Localized:
-        """Localize in every video of a folder of features (see ``case.data.unlabelled``)."""
+        """Localize in every video of a folder of features (see ``case.data.unlabelled``).
+
+        Each of several processes reads and localizes its stretch of them.
+        """
         with console.progress(1, "read", unit="folder") as bar:
             split = load_features(
-                folder, self.settings.modalities, num_classes=self.settings.num_classes, allow_pickle=allow_pickle
-            )
+                folder, self.settings.modalities, num_classes=self.settings.num_classes, allow_pickle=allow_pickle,
+                part=self.ranks.slice,
+            )  # fmt: skip
             bar.advance(1)
-        return self._localize(split, str(folder))
+        notes = tuple(note for notes in self.ranks.gather(split.notes) for note in notes)
+        return self._localize(replace(split, notes=notes), str(folder), slice(0, len(split.videos)))
 
     def localize_data(
         self, data: Path | None, split: Split, *, allow_pickle: bool = False
     ) -> tuple[Localized, FeatureFolder, LoadedSplit]:
-        """Localize in a split of a data folder (None: the folder of training)."""
+        """Localize in a split of a data folder (None: the folder of training).
+
+        Each of several processes localizes its stretch of the videos; rank 0 gets all of them, the others their own.
+        """
         known = self.checkpoint.notes["config"]["data"]
         if data is None and known is None:
             raise CaseError(f"{self.path} does not know a data folder; give one with --data")
@@ -70,13 +80,14 @@ class Opened:
                 f"{path} has other classes than {self.path} was trained on; compare gt.json and dataset.json"
             )
         loaded = load_split(folder, split)
-        return self._localize(loaded, str(path)), folder, loaded
+        parts = self.ranks.gather(self._localize(loaded, str(path), self.ranks.slice(len(loaded.videos))))
+        return concatenate(parts), folder, loaded
 
     def accuracy(self, localized: Localized, split: LoadedSplit) -> float:
         """Share of videos whose kept classes are those annotated."""
         return video_accuracy(localized.activations.kept, torch.from_numpy(split.labels))
 
-    def _localize(self, split: LoadedSplit, where: str) -> Localized:
+    def _localize(self, split: LoadedSplit, where: str, videos: slice) -> Localized:
         for note in split.notes:
             console.warn(note)
         widths = tuple(f.shape[1] for f in split.features)
@@ -86,9 +97,9 @@ class Opened:
                 f"was trained on {self.checkpoint.widths}; extract them the same way"
             )
         set_products(self.precision)
-        resident = ResidentSplit.from_loaded(split, self.device, dtype=rows_dtype(self.precision))
+        resident = ResidentSplit.from_loaded(split, self.device, dtype=rows_dtype(self.precision)).part(videos)
         labels = self.checkpoint.cluster_labels.to(self.device)
-        with console.progress(len(split.videos), "localize", unit="video") as bar:
+        with console.progress(len(resident.videos), "localize", unit="video") as bar:
             done = 0
 
             def advance(videos: int) -> None:
@@ -99,14 +110,14 @@ class Opened:
             return localize_split(self.model, labels, resident, self.settings, progress=advance)
 
 
-def open_checkpoint(path: Path, *, device: str = "auto", precision: Precision = "fp32") -> Opened:
+def open_checkpoint(path: Path, *, device: str = "auto", precision: Precision = "fp32", ranks: Ranks = ALONE) -> Opened:
     """A checkpoint file, or the kept checkpoint of a run folder (``keep_checkpoint``: best on test, or last)."""
     if not path.exists():
         raise CaseError(f"{path}: no such run folder or checkpoint; check the path")
     file = kept_checkpoint(path) if path.is_dir() else path
     checkpoint = load_checkpoint(file)
     where = pick_device(device)
-    return Opened(file, checkpoint, checkpoint.model(where), where, precision)
+    return Opened(file, checkpoint, checkpoint.model(where), where, precision, ranks)
 
 
 def kept_checkpoint(run: Path) -> Path:

@@ -20,18 +20,25 @@ from case.errors import CaseError
 class RunLog:
     """Appends entries to ``<folder>/metrics.jsonl``, one JSON object a line, and their numbers to TensorBoard.
 
-    On resuming at ``step``, entries past it, of steps that will be made again, are dropped. Raises ``CaseError`` where
-    the disk refuses.
+    On resuming at ``step``, entries past it, of steps that will be made again, are dropped. Without ``writing``, in all
+    but one of several processes, nothing is written. Raises ``CaseError`` where the disk refuses.
     """
 
-    def __init__(self, folder: Path, *, step: int = 0) -> None:
+    def __init__(self, folder: Path, *, step: int = 0, writing: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
+        self._writing = writing
+        self._board: _Board | None = None
+        if not writing:
+            return
         kept = [line for line in read_entries(self.path) if line["step"] <= step] if step else []
         atomic_write(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
-        self._board = _Board(folder / "tensorboard", step) if _has_tensorboard() else None
+        if _has_tensorboard():
+            self._board = _Board(folder / "tensorboard", step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Add an entry {"step", "kind", ...}."""
+        if not self._writing:
+            return
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")

@@ -53,7 +53,7 @@ def distinct_rows(positions: Tensor, starts: Tensor, capacity: int | None = None
     fresh = torch.ones_like(positions, dtype=torch.bool)
     fresh[:, 1:] = positions[:, 1:] != positions[:, :-1]
     index = fresh.flatten().cumsum(0) - 1
-    count = int(index[-1]) + 1 if capacity is None else capacity
+    count = int(fresh.sum()) if capacity is None else capacity
     rows = torch.zeros(count, dtype=torch.int64, device=positions.device)
     # Repeats write the same value, so their order does not matter.
     rows.scatter_(0, index, (positions + starts.unsqueeze(1)).flatten())

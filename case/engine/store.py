@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -65,6 +65,11 @@ class ResidentSplit:
     def device(self) -> torch.device:
         """Where batches go."""
         return self.labels.device
+
+    def part(self, videos: slice) -> ResidentSplit:
+        """A stretch of neighbouring videos; nothing is copied."""
+        offsets = self.offsets[videos.start : videos.stop + 1]
+        return replace(self, videos=self.videos[videos], offsets=offsets, labels=self.labels[videos])
 
     def sampled(self, videos: Tensor, segments: int, seed: int, step: int) -> Rows:
         """What a training step draws from ``videos`` (B,)."""

@@ -15,9 +15,18 @@ import torch
 
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
-from case.data import FeatureFolder, atomic_write, load_split, make_folder, open_folder, split_bytes
+from case.data import (
+    FeatureFolder,
+    atomic_write,
+    load_split,
+    make_folder,
+    open_folder,
+    remove_unfinished,
+    split_bytes,
+)
 from case.engine.checkpoint import load_checkpoint, save_checkpoint
-from case.engine.evaluate import Localized, Score, localize_split, score_split
+from case.engine.distributed import ALONE, Ranks
+from case.engine.evaluate import Localized, Score, concatenate, localize_split, score_split
 from case.engine.graphs import StaticSteps
 from case.engine.learner import Learner
 from case.engine.plain import PlainLearner
@@ -50,9 +59,12 @@ class TrainingRun:
     """Steps as CUDA graphs, where they can be."""
     evaluated: tuple[int, Localized, Score] | None = None
     """The latest evaluation and its step."""
+    ranks: Ranks = ALONE
 
     def save(self, name: str, score: Score | None) -> None:
         """Write a checkpoint with the run's configuration, best evaluation, and the score of these very weights."""
+        if not self.ranks.first:
+            return
         notes = {
             "config": to_dict(self.config),
             "best": self.best,
@@ -61,8 +73,11 @@ class TrainingRun:
         save_checkpoint(self.config.output / name, self.learner, notes)
 
 
-def open_run(config: TrainConfig) -> TrainingRun:
-    """Read all data and, when resuming, the last checkpoint; nothing is written before all of it has proved usable."""
+def open_run(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingRun:
+    """Read all data and, when resuming, the last checkpoint; nothing is written before all of it has proved usable.
+
+    Each of several processes opens the same run.
+    """
     if config.data is None:
         raise CaseError("no data folder given; use --data DIR, or `case-wtal synth DIR` to make one")
     device = pick_device(config.device)
@@ -87,6 +102,8 @@ def open_run(config: TrainConfig) -> TrainingRun:
     train, test = _load(config, folder, device)
     for note in folder.notes:
         console.warn(note)
+    if config.engine == "plain" and ranks.size > 1:
+        raise CaseError(f"engine plain is for one process, got {ranks.size}; use --engine fast")
     best: dict[str, Any] = {}
     kind = PlainLearner if config.engine == "plain" else Learner
     set_products(config.precision)
@@ -112,9 +129,9 @@ def open_run(config: TrainConfig) -> TrainingRun:
     else:
         torch.manual_seed(config.seed)
         learner = kind(folder.widths, config.settings, device)
-    graphed = device.type == "cuda" and config.engine == "fast" and train.features[0].device == device
+    graphed = train.features[0].is_cuda and config.engine == "fast" and ranks.size == 1
     static = StaticSteps(learner, train, config.batch_size, config.seed, capture=True) if graphed else None
-    return TrainingRun(config, folder, train, test, learner, best, static)
+    return TrainingRun(config, folder, train, test, learner, best, static, ranks=ranks)
 
 
 def run_training(run: TrainingRun) -> None:
@@ -123,18 +140,15 @@ def run_training(run: TrainingRun) -> None:
     Raises ``Interrupted`` after SIGINT or SIGTERM, with the last checkpoint saved.
     """
     config, learner = run.config, run.learner
-    make_folder(config.output)
-    if learner.steps < config.max_steps or learner.steps == 0:  # else a finished run, asked for its report again
-        atomic_write(config.output / "config.toml", to_toml(config).encode())
-    if learner.steps == 0:
-        (config.output / BEST).unlink(missing_ok=True)  # of an earlier run that lost its last checkpoint
-    log = RunLog(config.output, step=learner.steps)
+    if run.ranks.first:
+        _prepare_folder(run)
+    log = RunLog(config.output, step=learner.steps, writing=run.ranks.first)
     try:
         with _signals() as stopped, console.progress(config.max_steps, "train", done=learner.steps) as bar:
             started = time.perf_counter()
             first = learner.steps
             unsaved = not (config.output / LAST).exists()
-            while learner.steps < config.max_steps and not stopped:
+            while not run.ranks.any(bool(stopped)) and learner.steps < config.max_steps:
                 losses = _step(run)
                 step = learner.steps
                 ending = step == config.max_steps or bool(stopped)
@@ -157,17 +171,24 @@ def run_training(run: TrainingRun) -> None:
                 if learner.steps > first:
                     _require_finite(losses.total.item(), learner.steps)
                 run.save(LAST, None)
-            if stopped and learner.steps < config.max_steps:
+            if learner.steps < config.max_steps:
                 raise Interrupted
     finally:
         log.close()
 
 
 def evaluate_run(run: TrainingRun) -> tuple[Localized, Score]:
-    """Localize and score the test split with the run's present weights."""
-    localized = localize_split(run.learner.model, run.learner.inference_labels, run.test, run.config.settings)
-    subset = run.folder.test_subset
-    return localized, score_split(localized, run.test.labels, run.folder.ground_truth, subset, run.config.settings)
+    """Localize and score the test split with the run's present weights.
+
+    Each of several processes localizes its stretch of the videos; ``Localized`` is of all of them on rank 0, and
+    elsewhere of that stretch.
+    """
+    settings, ranks = run.config.settings, run.ranks
+    mine = run.test.part(ranks.slice(len(run.test.videos)))
+    parts = ranks.gather(localize_split(run.learner.model, run.learner.inference_labels, mine, settings))
+    localized = concatenate(parts)
+    truth, subset = run.folder.ground_truth, run.folder.test_subset
+    return localized, ranks.from_first(lambda: score_split(localized, run.test.labels, truth, subset, settings))
 
 
 def pick_device(name: str) -> torch.device:
@@ -212,13 +233,25 @@ def _load(config: TrainConfig, folder: FeatureFolder, device: torch.device) -> t
     return load(names[0]), load(names[1])
 
 
+def _prepare_folder(run: TrainingRun) -> None:
+    config, steps = run.config, run.learner.steps
+    make_folder(config.output)
+    remove_unfinished(config.output)
+    if steps < config.max_steps or steps == 0:  # else a finished run, asked for its report again
+        atomic_write(config.output / "config.toml", to_toml(config).encode())
+    if steps == 0:
+        (config.output / BEST).unlink(missing_ok=True)  # of an earlier run that lost its last checkpoint
+
+
 def _step(run: TrainingRun) -> Any:
     """One update on the videos and samples that the seed and the step number decide."""
     seed, number = run.config.seed, run.learner.steps
-    videos = batch_videos(len(run.train.videos), run.config.batch_size, seed, number)
+    batch = batch_videos(len(run.train.videos), run.config.batch_size, seed, number)
     if run.static is not None:
-        return run.static.step(videos)
-    return run.learner.step(*run.train.sampled(videos, run.config.num_segments, seed, number))
+        return run.static.step(batch)
+    share = run.ranks.share(len(batch), run.config.num_segments)
+    mine = batch[run.ranks.slice(len(batch))]
+    return run.learner.step(*run.train.sampled(mine, run.config.num_segments, seed, number), share)
 
 
 def _evaluate(run: TrainingRun, log: RunLog) -> Score:

@@ -38,7 +38,11 @@ def rank_positions(scores: Tensor, ranks: str, valid: Tensor | None = None) -> T
 
 def log_rank_prior(scores: Tensor, centers: Tensor, sigma: float, ranks: str, valid: Tensor | None = None) -> Tensor:
     """-(p_n - c_k)^2 / (2 sigma^2), (..., N, K), not normalised."""
-    positions = rank_positions(scores, ranks, valid)
+    return log_position_prior(rank_positions(scores, ranks, valid), centers, sigma)
+
+
+def log_position_prior(positions: Tensor, centers: Tensor, sigma: float) -> Tensor:
+    """``log_rank_prior`` of rows (..., N) whose p_n is known."""
     gap = positions.unsqueeze(-1) - centers.to(positions.dtype).unsqueeze(-2)
     return -gap.square() / (2 * sigma**2)
 
