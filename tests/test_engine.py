@@ -298,7 +298,7 @@ def test_label_smoothing_and_start() -> None:
     seen = []
     for _ in range(3):
         learner.step(rows, index, labels)
-        seen.append(learner.labels)
+        seen.append(learner.labels.clone())
     mean = seen[0]
     for value in seen[1:]:
         mean = 0.9 * mean + 0.1 * value
