@@ -28,9 +28,7 @@ def work(scale: int, softmax: bool) -> Work:
     )
 
 
-@bench(
-    "cosine_logits", peers=("eager torch",), scales=(1, 10), quick=(1,), dtypes=("float32", "bfloat16"), backward=True
-)
+@bench("cosine_logits", peers=("eager torch",), scales=(1, 10), dtypes=("float32", "bfloat16"), backward=True)
 def test_cosine_logits(scale: int) -> Work:
     return work(scale, softmax=False)
 

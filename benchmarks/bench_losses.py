@@ -94,7 +94,7 @@ def chain_as_wtal_code_does(
     return scc, -(labels * u.log_softmax(-1)).sum(-1).mean(1).sum(), labels
 
 
-@bench("clustering_losses", peers=("eager torch", "separate ops"), scales=(1, 10), quick=(1,), backward=True)
+@bench("clustering_losses", peers=("eager torch", "separate ops"), scales=(1, 10), backward=True)
 def test_clustering_losses(scale: int) -> Work:
     n, rows = scale * N, scale * ROWS
     torch.manual_seed(0)

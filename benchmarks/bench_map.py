@@ -159,7 +159,7 @@ def test_mean_ap(benchmark: Any, monkeypatch: pytest.MonkeyPatch, name: str, con
         loop = LOOPS[contender]
         np.testing.assert_allclose(loop(truth, found, size.tiou), expected, atol=1e-12)
         benchmark.group = f"mAP, {name}"
-        timing.paired(benchmark, lambda: loop(truth, found, size.tiou), ours, 3, "cpu")
+        timing.paired(benchmark, lambda: loop(truth, found, size.tiou), ours, 6, "cpu")
         return
     if contender == "numpy":
         monkeypatch.setattr(_native, "load", lambda: None)

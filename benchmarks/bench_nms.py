@@ -21,7 +21,7 @@ def grouped(groups: int) -> Inputs:
     return {"segments": segments, "scores": scores, "groups": torch.arange(n) % groups}
 
 
-@bench("batched_nms", peers=("numpy loop",), scales=(1, 10), quick=(1,), dtypes=("float64",), slow_reference=True)
+@bench("batched_nms", peers=("numpy loop",), scales=(1, 10), dtypes=("float64",), slow_reference=True)
 def test_nms_decay_once(scale: int) -> Work:
     """What the method does."""
     inputs = grouped(scale * GROUPS)
@@ -42,7 +42,6 @@ def test_nms_decay_once(scale: int) -> Work:
     "batched_nms",
     peers=("numpy loop", "torchvision nms", "actionformer nms"),
     scales=(1, 10),
-    quick=(1,),
     slow_reference=True,
 )
 def test_nms_hard(scale: int) -> Work:
@@ -102,7 +101,7 @@ def test_nms_gaussian_in_one_group(scale: int) -> Work:
     return one_group("gaussian", 300 * scale)
 
 
-@bench("temporal_iou", peers=("eager torch",), scales=(1, 4), quick=(1,), backward=True)
+@bench("temporal_iou", peers=("eager torch",), scales=(1, 4), backward=True)
 def test_temporal_iou(scale: int) -> Work:
     pairs = scale * 2_000
     segments = grouped(16)["segments"].float()

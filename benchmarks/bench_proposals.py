@@ -41,7 +41,7 @@ def numpy_loop(cas: Tensor, video_scores: Tensor) -> tuple[Tensor, ...]:
     return columns[:, :2], columns[:, 2], *(column.long() for column in columns[:, 3:].T)
 
 
-@bench("propose", peers=("numpy loop",), scales=(1, 10), quick=(1,), dtypes=("float64",))
+@bench("propose", peers=("numpy loop",), scales=(1, 10), dtypes=("float64",))
 def test_propose(scale: int) -> Work:
     videos = scale * VIDEOS
     torch.manual_seed(0)

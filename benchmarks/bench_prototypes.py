@@ -28,11 +28,11 @@ def work(scale: int, hard: bool) -> Work:
     )
 
 
-@bench("prototypes", peers=("torch.matmul",), scales=(1, 10), quick=(1,), dtypes=("float32", "bfloat16"), backward=True)
+@bench("prototypes", peers=("torch.matmul",), scales=(1, 10), dtypes=("float32", "bfloat16"), backward=True)
 def test_prototypes(scale: int) -> Work:
     return work(scale, hard=False)
 
 
-@bench("prototypes", peers=("torch.matmul", "flash-kmeans"), scales=(1, 10), quick=(1,))
+@bench("prototypes", peers=("torch.matmul", "flash-kmeans"), scales=(1, 10))
 def test_prototypes_of_hard_assignments(scale: int) -> Work:
     return work(scale, hard=True)

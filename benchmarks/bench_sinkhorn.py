@@ -48,12 +48,12 @@ def test_sinkhorn(scale: int) -> Work:
     )
 
 
-@bench("sinkhorn", peers=tuple(PEERS), scales=(100,))
+@bench("sinkhorn", peers=tuple(PEERS), scales=(100,), quick=())
 def test_sinkhorn_of_wide_rows(scale: int) -> Work:
     return with_prior(10_000 * scale, 128)
 
 
-@bench("sinkhorn", peers=("POT sinkhorn_log", "geomloss ot.solve"), quick=(1,))
+@bench("sinkhorn", peers=("POT sinkhorn_log", "geomloss ot.solve"))
 def test_sinkhorn_to_convergence(scale: int) -> Work:
     """All within 2e-3 of the converged plan's largest entry, each by the fewest iterations seen to give it here."""
     n = scale * N

@@ -141,7 +141,7 @@ def test_training_step(benchmark: Any, device: str, contender: str) -> None:
         sizes={"videos": VIDEOS, "samples": found.samples, "rows": round(found.rows), "mean_length": found.mean_length},
     )  # fmt: skip
     ours = fast(split, device)
-    rounds = 5 if device == "cpu" else 50
+    rounds = 6 if device == "cpu" else 50
     if contender in PEERS:
         timing.paired(benchmark, _waiting(PEERS[contender](split, device), device), ours, rounds, device)
     else:

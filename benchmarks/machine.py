@@ -14,8 +14,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-# As many threads for every contender, whatever the machine has: figures of another machine then compare.
-THREADS = min(2, os.cpu_count() or 1)
+# As many for every contender. Where others use the machine as well, CASE_BENCH_THREADS=1 keeps threads from waiting for
+# each other.
+THREADS = int(os.environ.get("CASE_BENCH_THREADS") or min(2, os.cpu_count() or 1))
 PACKAGES = ("torch", "triton", "numpy", "pandas", "POT", "geomloss", "torchvision", "actionformer", "flash-kmeans")
 
 

@@ -29,7 +29,8 @@ METHOD = """## How this is measured
 - **Right first.** Each contender's result is compared with the float64 reference before it is timed; training steps and
   mAP likewise. What is wrong is not timed.
 - **Ratios are of pairs.** The op as `case.ops` runs it and the peer, one right after the other, round after round;
-  the ratio is the median of the pairs' ratios, its interval the 95 % bootstrap interval of that median. Times of
+  the ratio is the median of the pairs' ratios, its interval the 95 % bootstrap interval of that median
+  (where calls are long, the range of fewer pairs, and their number). Times of
   single rows were taken at different moments: on a shared machine compare ratios, not times.
 - **Times** are medians with quartiles of the rounds, after a warm-up, on as many threads as the machine's line says,
   for all contenders alike. On CUDA they are of graph replay (or eager calls, where a call waits for the host), between
@@ -119,7 +120,8 @@ def amount(size: float) -> str:
 
 
 def ratio(found: dict[str, float]) -> str:
-    return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+    few = f", {found['pairs']} pairs" if found["pairs"] < 6 else ""
+    return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}{few})"
 
 
 def percent(share: float | None) -> str:

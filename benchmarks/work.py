@@ -71,7 +71,7 @@ def bench(
     *,
     peers: tuple[str, ...] = (),
     scales: tuple[int, ...] = (1,),
-    quick: tuple[int, ...] = (1, 10),
+    quick: tuple[int, ...] = (1,),
     dtypes: tuple[str, ...] = ("float32",),
     backward: bool = False,
     slow_reference: bool = False,

@@ -112,6 +112,7 @@ def test_rates_are_positive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "COPIED", (2**14,))
     monkeypatch.setattr(limits, "PRODUCT", (16, 16, 16))
     monkeypatch.setattr(limits, "PATIENCE", 0.01)
+    monkeypatch.setattr(limits, "PRODUCT_PATIENCE", 0.01)
     found = limits.measure("cpu")
     assert found["copy_bytes_per_second"][str(2**14)] > 0
     assert found["product_operations_per_second"]["float32"] > 0
