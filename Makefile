@@ -10,7 +10,7 @@ SANITIZED := tests/test_build.py tests/test_metrics*.py tests/test_detections.py
   tests/ops/test_golden.py
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*)
 
-.PHONY: help venv test sanitize demo bench clean
+.PHONY: help venv test sanitize demo bench bench-results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,7 +18,8 @@ help:
 	@echo "make test    lint, types and tests"
 	@echo "make sanitize  the C++ code under AddressSanitizer and UBSan"
 	@echo "make demo    train, evaluate and draw on embedded data"
-	@echo "make bench   benchmarks of every op and of training and evaluation"
+	@echo "make bench   every op, training and evaluation beside their peers and the machine's limits, in some minutes"
+	@echo "make bench-results  all sizes and scaling as well, into benchmarks/results and BENCHMARKS.md"
 	@echo "make clean   remove what was built and $(VENV)"
 	@echo "PYTHON=python3.12 chooses the interpreter; CASE_BUILD_CUDA=0 builds without nvcc; see setup.py for the rest"
 
@@ -59,8 +60,18 @@ sanitize: venv
 demo: $(VENV)/.installed
 	$(BIN)/case demo
 
-bench: venv
-	$(BIN)/python -m pytest benchmarks
+$(VENV)/.peers: $(VENV)/.tested
+	$(PIP) 'case-wtal[peers]'
+	@touch $@
+
+# Each stage keeps what it has found; a machine's results are a folder of their own.
+bench: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.run build/bench --quick
+	$(BIN)/python -m benchmarks.report --results build/bench --out build/bench/BENCHMARKS.md --print
+
+bench-results: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.run benchmarks/results
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info case/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

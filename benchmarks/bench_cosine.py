@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 import torch
-from torch import Tensor
 
+from benchmarks import peers
+from benchmarks.work import Work, bench
 from case import ops
 
 M, N, K, H = 2, 12_000, 16, 512
-SIZES = {"modalities": M, "n": N, "k": K, "h": H}
-MOVED = 4 * M * (N * H + K * H + N * K)
 
 
-def inputs() -> dict[str, Tensor]:
+def work(scale: int, softmax: bool) -> Work:
+    n = scale * N
     torch.manual_seed(0)
-    return {"x": torch.randn(M, N, H), "y": torch.randn(M, K, H)}
+    op = ops.cosine_softmax if softmax else ops.cosine_logits
+    return Work(
+        lambda x, y: op(x, y, scale=10.0),
+        {"x": torch.randn(M, n, H), "y": torch.randn(M, K, H)},
+        moved=4 * M * (n * H + K * H + n * K),
+        operations=2 * M * n * K * H,
+        sizes={"modalities": M, "n": n, "k": K, "h": H},
+        leaves=("x", "y"),
+        peers={
+            "eager torch": lambda x, y: peers.eager_cosine(x, y).softmax(-1) if softmax else peers.eager_cosine(x, y)
+        },
+    )
 
 
-@pytest.mark.bench("cosine_logits", backward=True)
-def test_cosine_logits(measure: Callable[..., None]) -> None:
-    measure(lambda x, y: ops.cosine_logits(x, y, scale=10.0), inputs(), leaves=("x", "y"), moved=MOVED, **SIZES)
+@bench("cosine_logits", peers=("eager torch",), scales=(1, 10), dtypes=("float32", "bfloat16"), backward=True)
+def test_cosine_logits(scale: int) -> Work:
+    return work(scale, softmax=False)
 
 
-@pytest.mark.bench("cosine_softmax", backward=True)
-def test_cosine_softmax(measure: Callable[..., None]) -> None:
-    measure(lambda x, y: ops.cosine_softmax(x, y, scale=10.0), inputs(), leaves=("x", "y"), moved=MOVED, **SIZES)
+@bench("cosine_softmax", peers=("eager torch",), dtypes=("float32", "bfloat16"), backward=True)
+def test_cosine_softmax(scale: int) -> Work:
+    return work(scale, softmax=True)

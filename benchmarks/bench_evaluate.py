@@ -1,6 +1,6 @@
 """A whole evaluation, from features to mAP, of synthetic videos as many and as long as THUMOS14's test split.
 
-``python benchmarks/bench_evaluate.py`` prints where the time goes, beside this machine's own time for the network's
+``python -m benchmarks.bench_evaluate`` prints where the time goes, beside this machine's own time for the network's
 matrix products; ``--videos`` makes it smaller, ``--lengths FILE`` takes a CSV with the columns subset and
 num_snippets_est.
 """
@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.machine import THREADS
 from case.config import Settings, make_settings
 from case.data.synthetic import SyntheticConfig, SyntheticData, generate
 from case.engine.evaluate import Localized, Score, localize_split, score_split
@@ -27,6 +28,7 @@ from case.engine.learner import Learner
 from case.engine.sampling import batch_videos, uniform_positions
 from case.engine.store import ResidentSplit
 
+OPERATIONS_A_ROW = 2 * (4 * 1024 * 512 + 2 * 512 * 37)  # of the network's matrix products
 STAGES = ("rows", "network", "activations", "detections", "mAP")
 
 
@@ -72,8 +74,7 @@ def product_seconds(rows: int) -> float:
     """This machine's time for the network's matrix products of so many rows, in pieces of 8192 at its own best rate."""
     x, w = torch.randn(8192, 1024), torch.randn(1024, 512)
     best = min(_seconds(lambda: x @ w) for _ in range(10))
-    operations = 2 * (4 * 1024 * 512 + 2 * 512 * 37) * rows
-    return operations / (2 * 8192 * 1024 * 512 / best)
+    return OPERATIONS_A_ROW * rows / (2 * 8192 * 1024 * 512 / best)
 
 
 def _seconds(function: Callable[[], object]) -> float:
@@ -98,7 +99,12 @@ def test_evaluation(benchmark: Any, steps: int) -> None:
     learner = trained(data, settings, steps)
     benchmark.group = "evaluation of 30 videos, features to mAP, cpu"
     localized, _ = benchmark.pedantic(evaluate, args=(learner, split, data, settings), rounds=3, warmup_rounds=1)
-    benchmark.extra_info["products_seconds"] = product_seconds(distinct_rows(split, settings))
+    rows = distinct_rows(split, settings)
+    benchmark.extra_info.update(
+        op="evaluation", title=f"evaluation, {'half trained' if steps else 'random weights'}", contender="case",
+        peer=False, device="cpu", dtype="float32", backward=False, scale=1, moved=0, operations=OPERATIONS_A_ROW * rows,
+        sizes={"videos": len(split.videos), "rows": rows}, threads=THREADS,
+    )  # fmt: skip
     benchmark.extra_info["detections"] = len(localized.detections.score)
 
 
@@ -109,7 +115,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 40], help="training steps before the evaluation")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     settings = make_settings(protocol="released", lr=1e-3)
     data = thumos_sized(given.videos, given.lengths)
     split = ResidentSplit.from_loaded(data.test, torch.device("cpu"))

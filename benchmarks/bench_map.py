@@ -1,6 +1,7 @@
 """mAP, average recall and kinds of errors at the sizes of THUMOS14 and ActivityNet, on drawn detections.
 
-The peers are in plain Python, as evaluators are usually written: "usual loop" goes through the detections one by one.
+The peers are in plain Python, as evaluators are usually written: they go through the detections one by one, in numpy
+or in data frames.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import peers, timing
+from benchmarks.machine import THREADS
 from case import _native
 from case.data import load_detections
 from case.metrics import Instances, average_recall, diagnose, mean_ap
@@ -86,13 +89,54 @@ def usual_loop(truth: Instances, found: Instances, tiou: tuple[float, ...]) -> n
     return np.stack(columns, axis=1)
 
 
+def pandas_loop(truth: Instances, found: Instances, tiou: tuple[float, ...]) -> np.ndarray:
+    """AP (thresholds, classes) as evaluators with data frames have it: a frame a class, by video, row by row."""
+    import pandas as pd
+
+    def frame(x: Instances) -> pd.DataFrame:
+        columns = {"video": x.video, "label": x.label, "start": x.segment[:, 0], "end": x.segment[:, 1]}
+        return pd.DataFrame(columns | {"score": x.score})
+
+    truths, detections = frame(truth), frame(found)
+    columns = []
+    for label in np.unique(truth.label):
+        here = truths[truths["label"] == label].reset_index(drop=True)
+        mine = detections[detections["label"] == label]
+        mine = mine.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+        by_video = dict(iter(here.groupby("video")))
+        claimed = np.zeros((len(tiou), len(here)), dtype=bool)
+        hits = np.zeros((len(tiou), len(mine)), dtype=bool)
+        for rank, row in mine.iterrows():
+            if row["video"] not in by_video:
+                continue
+            instances = by_video[row["video"]]
+            start, end = instances["start"].to_numpy(), instances["end"].to_numpy()
+            inter = np.maximum(0.0, np.minimum(end, row["end"]) - np.maximum(start, row["start"]))
+            iou = inter / (end - start + row["end"] - row["start"] - inter)
+            order = np.argsort(-iou, kind="stable")
+            for level, threshold in enumerate(tiou):
+                for k in order:
+                    if iou[k] < threshold:
+                        break
+                    if not claimed[level, instances.index[k]]:
+                        claimed[level, instances.index[k]] = hits[level, rank] = True
+                        break
+        precision = hits.cumsum(1) / np.arange(1, len(mine) + 1)
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        columns.append(np.where(hits, envelope, 0.0).sum(1) / len(here))
+    return np.stack(columns, axis=1)
+
+
+LOOPS = {"numpy loop": usual_loop, "pandas loop": pandas_loop}
+
+
 def timed(benchmark: Any, group: str, step: Callable[[], Any], size: Size, rounds: int) -> None:
     benchmark.group = group
     benchmark.extra_info.update(detections=size.detections, instances=size.instances, thresholds=len(size.tiou))
     benchmark.pedantic(step, rounds=rounds, warmup_rounds=min(1, rounds - 1))
 
 
-@pytest.mark.parametrize("contender", ["native", "numpy", "usual loop"])
+@pytest.mark.parametrize("contender", ["native", "numpy", *LOOPS])
 @pytest.mark.parametrize("name", SIZES)
 def test_mean_ap(benchmark: Any, monkeypatch: pytest.MonkeyPatch, name: str, contender: str) -> None:
     size = SIZES[name]
@@ -100,18 +144,27 @@ def test_mean_ap(benchmark: Any, monkeypatch: pytest.MonkeyPatch, name: str, con
         pytest.skip(f"no native module: {_native.reason()}")
     if contender != "native" and name == "activitynet" and os.environ.get("CASE_BENCH_SLOW") != "1":
         pytest.skip("takes a minute; CASE_BENCH_SLOW=1 times it")
+    if contender in LOOPS and (missing := peers.missing(contender, "cpu")):
+        pytest.skip(missing)
     truth, found = draw(size)
     names = [str(c) for c in range(size.classes)]
-    expected = mean_ap(truth, found, names, size.tiou).ap
-    if contender == "usual loop":
-        np.testing.assert_allclose(usual_loop(truth, found, size.tiou), expected, atol=1e-12)
-        timed(benchmark, f"mAP, {name}", lambda: usual_loop(truth, found, size.tiou), size, 1)
+    ours = lambda: mean_ap(truth, found, names, size.tiou)  # noqa: E731
+    expected = ours().ap
+    benchmark.extra_info.update(
+        op="mean_ap", title=f"mAP, {name}", contender=contender, peer=contender in LOOPS, device="cpu",
+        dtype="float64", backward=False, scale=1, moved=0, operations=0, threads=THREADS,
+        sizes={"detections": size.detections, "instances": size.instances, "thresholds": len(size.tiou)},
+    )  # fmt: skip
+    if contender in LOOPS:
+        loop = LOOPS[contender]
+        np.testing.assert_allclose(loop(truth, found, size.tiou), expected, atol=1e-12)
+        benchmark.group = f"mAP, {name}"
+        timing.paired(benchmark, lambda: loop(truth, found, size.tiou), ours, 6, "cpu")
         return
     if contender == "numpy":
         monkeypatch.setattr(_native, "load", lambda: None)
-        np.testing.assert_allclose(mean_ap(truth, found, names, size.tiou).ap, expected, atol=1e-12)
-    rounds = 30 if contender == "native" else 1
-    timed(benchmark, f"mAP, {name}", lambda: mean_ap(truth, found, names, size.tiou), size, rounds)
+        np.testing.assert_allclose(ours().ap, expected, atol=1e-12)
+    timed(benchmark, f"mAP, {name}", ours, size, 30 if contender == "native" else 3)
 
 
 @pytest.mark.parametrize("name", SIZES)

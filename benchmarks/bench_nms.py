@@ -1,95 +1,116 @@
-"""Non-maximum suppression of one video's worth of proposals: 20 classes of 500."""
+"""Non-maximum suppression of one video's worth of proposals, 20 classes of 500, and of more classes; temporal IoU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import peers
+from benchmarks.work import Inputs, Work, bench
 from case import ops
 
 GROUPS, PER_GROUP, THRESHOLD, SIGMA = 20, 500, 0.4, 0.35
-N, PAIRS = GROUPS * PER_GROUP, 2_000
-MOVED = N * (2 * 8 + 8 + 8) + N * 16
 
 
-def as_wtal_code_does(segments: Tensor, scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual numpy loop, class by class: the best one against all that remain."""
-    ends, weights, labels = (x.numpy(force=True) for x in (segments, scores, groups))
-    keep, found = [], []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        queue = members[np.argsort(-weights[members], kind="stable")]
-        decayed, decayed_scores = [], []
-        while len(queue) > 0:
-            best, rest = queue[0], queue[1:]
-            keep.append(best)
-            found.append(weights[best])
-            low = np.maximum(ends[best, 0], ends[rest, 0])
-            inter = np.maximum(0.0, np.minimum(ends[best, 1], ends[rest, 1]) - low)
-            iou = inter / (ends[best, 1] - ends[best, 0] + ends[rest, 1] - ends[rest, 0] - inter)
-            beaten = iou >= THRESHOLD
-            decayed += rest[beaten].tolist()
-            decayed_scores += (weights[rest[beaten]] * np.exp(-np.square(iou[beaten]) / SIGMA)).tolist()
-            queue = rest[~beaten]
-        keep += decayed
-        found += decayed_scores
-    return torch.tensor(np.array(keep, np.int64)), torch.tensor(np.array(found))
-
-
-def inputs() -> dict[str, Tensor]:
+def grouped(groups: int) -> Inputs:
+    n = groups * PER_GROUP
     torch.manual_seed(0)
-    start = 200 * torch.rand(N, dtype=torch.float64)
-    segments = torch.stack([start, start + 0.5 + 20 * torch.rand(N, dtype=torch.float64) ** 2], dim=1)
-    scores = torch.rand(N, dtype=torch.float64)
-    return {"segments": segments, "scores": scores, "groups": torch.arange(N) % GROUPS}
+    start = 200 * torch.rand(n, dtype=torch.float64)
+    segments = torch.stack([start, start + 0.5 + 20 * torch.rand(n, dtype=torch.float64) ** 2], dim=1)
+    scores = torch.rand(n, dtype=torch.float64)
+    return {"segments": segments, "scores": scores, "groups": torch.arange(n) % groups}
 
 
-@pytest.mark.bench("batched_nms", peers=("numpy loop",))
-def test_decay_once(measure: Callable[..., None]) -> None:
-    measure(
+@bench("batched_nms", peers=("numpy loop",), scales=(1, 10), dtypes=("float64",), slow_reference=True)
+def test_nms_decay_once(scale: int) -> Work:
+    """What the method does."""
+    inputs = grouped(scale * GROUPS)
+    n = len(inputs["scores"])
+    return Work(
         lambda segments, scores, groups: ops.batched_nms(
             segments, scores, groups, THRESHOLD, method="decay_once", sigma=SIGMA
         ),
-        inputs(),
-        peers={"numpy loop": as_wtal_code_does},
-        moved=MOVED,
+        inputs,
+        moved=n * (2 * 8 + 8 + 8) + n * 16,
+        sizes={"groups": scale * GROUPS, "per_group": PER_GROUP},
+        peers={"numpy loop": lambda **given: peers.numpy_nms(**given, threshold=THRESHOLD, sigma=SIGMA)},
         tolerance=1e-12,
-        groups=GROUPS,
-        per_group=PER_GROUP,
     )
 
 
-def measure_one_group(measure: Callable[..., None], method: str, n: int) -> None:
+@bench(
+    "batched_nms",
+    peers=("numpy loop", "torchvision nms", "actionformer nms"),
+    scales=(1, 10),
+    slow_reference=True,
+)
+def test_nms_hard(scale: int) -> Work:
+    """In float32, which some packages need: times in 64ths of a second and a threshold that no IoU of them meets."""
+    inputs = grouped(scale * GROUPS)
+    inputs["segments"] = ((64 * inputs["segments"]).round() / 64).float()
+    inputs["scores"] = inputs["scores"].float()
+    n, threshold = len(inputs["scores"]), 0.4123
+
+    def run(segments: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
+        return ops.batched_nms(segments, scores, groups, threshold, method="hard")[0].sort().values
+
+    def of(function: object) -> object:
+        # Packages differ in the order of what they keep: all of them sort it.
+        return lambda **given: function(**given, threshold=threshold).sort().values  # type: ignore[operator]
+
+    return Work(
+        run,
+        inputs,
+        moved=n * (2 * 4 + 4 + 8),
+        sizes={"groups": scale * GROUPS, "per_group": PER_GROUP},
+        peers={
+            "numpy loop": lambda **given: peers.numpy_nms(**given, threshold=threshold, sigma=None)[0].sort().values,
+            "torchvision nms": of(peers.torchvision_nms),
+            "actionformer nms": of(peers.actionformer_nms),
+        },
+        tolerance=0.0,
+    )
+
+
+def one_group(method: str, n: int) -> Work:
     """Ten segments of 0.5 to 20 seconds start each second."""
     torch.manual_seed(0)
     start = n / 10 * torch.rand(n, dtype=torch.float64)
     segments = torch.stack([start, start + 0.5 + 20 * torch.rand(n, dtype=torch.float64) ** 2], dim=1)
-    measure(
+
+    def in_numpy(segments: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return peers.numpy_nms(segments, scores, torch.zeros(n, dtype=torch.int64), THRESHOLD, None)
+
+    return Work(
         lambda segments, scores: ops.nms(segments, scores, THRESHOLD, method=method, sigma=SIGMA),
         {"segments": segments, "scores": torch.rand(n, dtype=torch.float64)},
         moved=n * (2 * 8 + 8),
+        sizes={"n": n},
+        peers={"numpy loop": in_numpy},
         tolerance=1e-9,
-        n=n,
     )
 
 
-@pytest.mark.bench("batched_nms")
-def test_hard_in_one_group(measure: Callable[..., None]) -> None:
-    measure_one_group(measure, "hard", 10_000)
+@bench("batched_nms", peers=("numpy loop",), dtypes=("float64",), slow_reference=True)
+def test_nms_hard_in_one_group(scale: int) -> Work:
+    return one_group("hard", 10_000 * scale)
 
 
-@pytest.mark.bench("batched_nms")
-def test_gaussian_in_one_group(measure: Callable[..., None]) -> None:
-    measure_one_group(measure, "gaussian", 1_000)
+@bench("batched_nms", dtypes=("float64",), slow_reference=True)
+def test_nms_gaussian_in_one_group(scale: int) -> Work:
+    return one_group("gaussian", 300 * scale)
 
 
-@pytest.mark.bench("temporal_iou", backward=True)
-def test_temporal_iou(measure: Callable[..., None]) -> None:
-    segments = inputs()["segments"].float()
-    given = {"a": segments[:PAIRS].clone(), "b": segments[-PAIRS:].clone()}
-    moved = 4 * (2 * PAIRS * 2 + PAIRS**2)
-    measure(ops.temporal_iou, given, leaves=("a", "b"), moved=moved, tolerance=1e-4, m=PAIRS, p=PAIRS)
+@bench("temporal_iou", peers=("eager torch",), scales=(1, 4), backward=True)
+def test_temporal_iou(scale: int) -> Work:
+    pairs = scale * 2_000
+    segments = grouped(16)["segments"].float()
+    return Work(
+        ops.temporal_iou,
+        {"a": segments[:pairs].clone(), "b": segments[-pairs:].clone()},
+        moved=4 * (2 * pairs * 2 + pairs**2),
+        sizes={"m": pairs, "p": pairs},
+        leaves=("a", "b"),
+        peers={"eager torch": peers.eager_iou},
+        tolerance=1e-4,
+    )

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.work import Work, bench
 from case import ops
 
 B, T, C = 16, 750, 20
-TOP = T // 8
 
 
-def by_sorting(selector: Tensor, values: Tensor) -> Tensor:
-    """As WTAL code has it: a full sort, then a gather of the first rows."""
-    _, order = selector.sort(descending=True, dim=1)
-    return values.gather(1, order[:, :TOP]).mean(1)
-
-
-@pytest.mark.bench("topk_pool", backward=True, peers=("eager torch",))
-def test_topk_pool(measure: Callable[..., None]) -> None:
+@bench("topk_pool", peers=("eager torch", "torch.topk"), scales=(1, 10, 100), backward=True)
+def test_topk_pool(scale: int) -> Work:
+    b, top = scale * B, T // 8
     torch.manual_seed(0)
-    selector = torch.linspace(0, 1, B * T * C)[torch.randperm(B * T * C)].view(B, T, C)
-    inputs = {"selector": selector, "values": torch.randn(B, T, C)}
-    measure(
-        lambda selector, values: ops.topk_pool(selector, values, TOP),
-        inputs,
+    # Distinct within a column: equal values may be told apart in any way.
+    selector = torch.rand(b, T, C).argsort(1).float()
+
+    def by_sorting(selector: Tensor, values: Tensor) -> Tensor:
+        """As WTAL code has it: a full sort, then a gather of the first rows."""
+        _, order = selector.sort(descending=True, dim=1)
+        return values.gather(1, order[:, :top]).mean(1)
+
+    def by_topk(selector: Tensor, values: Tensor) -> Tensor:
+        return values.gather(1, selector.topk(top, dim=1, sorted=False).indices).mean(1)
+
+    return Work(
+        lambda selector, values: ops.topk_pool(selector, values, top),
+        {"selector": selector, "values": torch.randn(b, T, C)},
+        moved=4 * b * C * (T + top + 1),
+        sizes={"b": b, "t": T, "classes": C, "k": top},
         leaves=("values",),
-        peers={"eager torch": by_sorting},
-        moved=4 * B * C * (T + TOP + 1),
-        b=B,
-        t=T,
-        classes=C,
-        k=TOP,
+        peers={"eager torch": by_sorting, "torch.topk": by_topk},
     )

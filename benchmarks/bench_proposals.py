@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from benchmarks.work import Work, bench
 from case import ops
 
-VIDEOS, T, C, UPSAMPLE = 4, 750, 20, 24
+VIDEOS, T, C, UPSAMPLE, SECONDS = 4, 750, 20, 24, 0.64
 THRESHOLDS = [i / 10 for i in range(1, 10)]
+OUTER, WEIGHT = 0.25, 0.2
 
 
-@pytest.mark.bench("propose")
-def test_propose(measure: Callable[..., None]) -> None:
+def numpy_loop(cas: Tensor, video_scores: Tensor) -> tuple[Tensor, ...]:
+    """As WTAL code has it: interpolate a class, cut it at each threshold, score run by run."""
+    found = []
+    for video, (activations, scores) in enumerate(zip(cas.numpy(), video_scores.numpy(), strict=True)):
+        rows, classes = activations.shape
+        at = np.arange(UPSAMPLE * rows) / UPSAMPLE
+        low = np.minimum(at.astype(np.int64), rows - 2)
+        signals = activations[low] + (activations[low + 1] - activations[low]) * (at - low)[:, None]
+        for number, threshold in enumerate(THRESHOLDS):
+            for label in range(classes):
+                signal = signals[:, label]
+                above = np.flatnonzero((signal >= threshold) & (signal > 0))
+                for run in np.split(above, np.flatnonzero(np.diff(above) != 1) + 1) if len(above) else []:
+                    first, last = run[0], run[-1]
+                    margin = OUTER * len(run)
+                    left, right = int(max(first - margin, 0)), int(min(last + margin, len(signal) - 1))
+                    outer = np.concatenate([signal[left:first], signal[last + 1 : right + 1]])
+                    contrast = signal[first : last + 1].mean() - (outer.mean() if len(outer) else 0.0)
+                    step = SECONDS / UPSAMPLE
+                    found.append(
+                        (first * step, (last + 1) * step, contrast + WEIGHT * scores[label], label, video, number)
+                    )
+    columns = torch.tensor(np.array(found))
+    return columns[:, :2], columns[:, 2], *(column.long() for column in columns[:, 3:].T)
+
+
+@bench("propose", peers=("numpy loop",), scales=(1, 10), dtypes=("float64",))
+def test_propose(scale: int) -> Work:
+    videos = scale * VIDEOS
     torch.manual_seed(0)
     # Noise smoothed over some rows, so that runs have the lengths of actions.
-    noise = torch.rand(VIDEOS, C, T + 8, dtype=torch.float64)
+    noise = torch.rand(videos, C, T + 8, dtype=torch.float64)
     cas = (2.5 * (avg_pool1d(noise, 9, stride=1) - 0.3)).clamp(0, 1).transpose(1, 2).contiguous()
 
     def run(cas: Tensor, video_scores: Tensor) -> tuple[Tensor, ...]:
-        return ops.propose(cas, THRESHOLDS, upsample=UPSAMPLE, video_scores=video_scores, seconds_per_row=0.64)
+        return ops.propose(
+            cas, THRESHOLDS, upsample=UPSAMPLE, outer_ratio=OUTER, score_weight=WEIGHT, video_scores=video_scores,
+            seconds_per_row=SECONDS,
+        )  # fmt: skip
 
-    inputs = {"cas": cas, "video_scores": torch.rand(VIDEOS, C, dtype=torch.float64)}
-    measure(run, inputs, moved=8 * VIDEOS * T * C, tolerance=1e-11, videos=VIDEOS, t=T, classes=C, upsample=UPSAMPLE)
+    return Work(
+        run,
+        {"cas": cas, "video_scores": torch.rand(videos, C, dtype=torch.float64)},
+        moved=8 * videos * T * C,
+        sizes={"videos": videos, "t": T, "classes": C, "upsample": UPSAMPLE},
+        peers={"numpy loop": numpy_loop},
+        tolerance=1e-11,
+    )

@@ -1,81 +1,110 @@
-"""Sinkhorn at the method's size, 16 videos of 750 snippets and 16 clusters, and at a million rows."""
+"""Sinkhorn at the method's size, 16 videos of 750 snippets and 16 clusters, ten and a hundred times that, and wide."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import peers
+from benchmarks.work import Work, bench
 from case import ops
 
 N, K = 12_000, 16
-SIZES = {"n": N, "k": K}
-MANY = 1_000_000
+PEERS = {
+    "eager torch": peers.eager_sinkhorn,
+    "POT sinkhorn_log": peers.pot_sinkhorn_log,
+    "POT ot.batch": peers.pot_batch,
+}
 
 
-def as_wtal_code_does(logits: Tensor, prior: Tensor) -> Tensor:
-    """The usual assignment step, in the linear domain: totals, columns, rows, one full pass each."""
-    n, k = logits.shape
-    q = torch.exp(2.0 * logits) * prior
-    q = q / q.sum()
-    for _ in range(3):
-        q = q / q.sum(dim=0, keepdim=True)
-        q = q / k
-        q = q / q.sum(dim=1, keepdim=True)
-        q = q / n
-    return q * n
-
-
-def matrices(n: int = N, k: int = K) -> dict[str, Tensor]:
+def with_prior(n: int, k: int) -> Work:
     torch.manual_seed(0)
-    return {"logits": torch.randn(n, k), "prior": torch.rand(n, k) + 0.1}
-
-
-def measure_plan(measure: Callable[..., None], n: int, k: int) -> None:
-    measure(
-        lambda logits, prior: ops.sinkhorn(logits, prior=prior, scale=2.0),
-        matrices(n, k),
-        leaves=("logits",),
-        peers={"eager torch": as_wtal_code_does},
+    return Work(
+        lambda logits, prior: ops.sinkhorn(logits, prior=prior, scale=peers.SCALE),
+        {"logits": torch.randn(n, k), "prior": torch.rand(n, k) + 0.1},
         moved=4 * 3 * n * k,
-        n=n,
-        k=k,
+        sizes={"n": n, "k": k},
+        leaves=("logits",),
+        peers=PEERS,
     )
 
 
-@pytest.mark.bench("sinkhorn", backward=True, peers=("eager torch",))
-def test_sinkhorn(measure: Callable[..., None]) -> None:
-    measure_plan(measure, N, K)
+@bench("sinkhorn", peers=tuple(PEERS), scales=(1, 10, 100), dtypes=("float32", "bfloat16"), backward=True)
+def test_sinkhorn_with_prior(scale: int) -> Work:
+    return with_prior(scale * N, K)
 
 
-# Each size is a function of its own: its name is that of its float64 result, which is computed once.
-@pytest.mark.slow
-@pytest.mark.bench("sinkhorn", peers=("eager torch",))
-def test_sinkhorn_of_a_million_rows(measure: Callable[..., None]) -> None:
-    measure_plan(measure, MANY, K)
+@bench("sinkhorn", peers=tuple(PEERS), scales=(1, 10, 100))
+def test_sinkhorn(scale: int) -> Work:
+    """Without a prior the packages take the cost as it is: nothing has to be folded into it."""
+    n = scale * N
+    torch.manual_seed(0)
+    return Work(
+        lambda logits: ops.sinkhorn(logits, scale=peers.SCALE),
+        {"logits": torch.randn(n, K)},
+        moved=4 * 2 * n * K,
+        sizes={"n": n, "k": K},
+        peers=PEERS,
+    )
 
 
-@pytest.mark.slow
-@pytest.mark.bench("sinkhorn", peers=("eager torch",))
-def test_sinkhorn_of_a_million_wide_rows(measure: Callable[..., None]) -> None:
-    measure_plan(measure, MANY, 128)
+@bench("sinkhorn", peers=tuple(PEERS), scales=(100,), quick=())
+def test_sinkhorn_of_wide_rows(scale: int) -> Work:
+    return with_prior(10_000 * scale, 128)
 
 
-@pytest.mark.bench("sinkhorn_potentials", backward=True)
-def test_sinkhorn_potentials(measure: Callable[..., None]) -> None:
-    scores, centers = torch.linspace(0, 1, N), torch.linspace(0, 1, K)
+@bench("sinkhorn", peers=("POT sinkhorn_log", "geomloss ot.solve"))
+def test_sinkhorn_to_convergence(scale: int) -> Work:
+    """All within 2e-3 of the converged plan's largest entry, each by the fewest iterations seen to give it here."""
+    n = scale * N
+    torch.manual_seed(0)
+    return Work(
+        lambda logits: ops.sinkhorn(logits, scale=peers.SCALE, n_iters=100 if logits.dtype == torch.float64 else 4),
+        {"logits": torch.randn(n, K)},
+        moved=4 * 2 * n * K,
+        sizes={"n": n, "k": K},
+        peers={
+            "POT sinkhorn_log": lambda logits: peers.pot_converged(logits, 4),
+            "geomloss ot.solve": lambda logits: peers.geomloss_solve(logits, 80),
+        },
+        tolerance=2e-3,
+    )
+
+
+@bench("sinkhorn_potentials", scales=(1, 10), backward=True)
+def test_sinkhorn_potentials(scale: int) -> Work:
+    """The plan as two vectors, with the rank prior: no peer holds it so."""
+    n = scale * N
+    torch.manual_seed(0)
 
     def run(logits: Tensor, scores: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.sinkhorn_potentials(logits, prior=ops.RankPrior(scores, centers, 0.3), scale=2.0)
+        return ops.sinkhorn_potentials(logits, prior=ops.RankPrior(scores, centers, 0.3), scale=peers.SCALE)
 
-    inputs = {"logits": matrices()["logits"], "scores": scores[torch.randperm(N)], "centers": centers}
-    measure(run, inputs, leaves=("logits",), moved=4 * (N * K + 2 * N + 2 * K), **SIZES)
+    scores = torch.linspace(0, 1, n)[torch.randperm(n)]
+    return Work(
+        run,
+        {"logits": torch.randn(n, K), "scores": scores, "centers": torch.linspace(0, 1, K)},
+        moved=4 * (n * K + 2 * n + 2 * K),
+        sizes={"n": n, "k": K},
+        leaves=("logits",),
+    )
 
 
-@pytest.mark.bench("rank_prior")
-def test_rank_prior(measure: Callable[..., None]) -> None:
+@bench("rank_prior", peers=("eager torch",), scales=(1, 10))
+def test_rank_prior(scale: int) -> Work:
+    n = scale * N
     torch.manual_seed(0)
-    inputs = {"scores": torch.linspace(0, 1, N)[torch.randperm(N)], "centers": torch.rand(K)}
-    measure(lambda scores, centers: ops.rank_prior(scores, centers, 0.3), inputs, moved=4 * (N + K + N * K), **SIZES)
+
+    def by_two_sorts(scores: Tensor, centers: Tensor) -> Tensor:
+        ranks = scores.argsort(descending=True).argsort()
+        gap = ((ranks + 1) / n).unsqueeze(1) - centers
+        prior = torch.exp(-gap.square() / (2 * 0.3**2))
+        return prior / prior.sum()
+
+    return Work(
+        lambda scores, centers: ops.rank_prior(scores, centers, 0.3),
+        {"scores": torch.linspace(0, 1, n)[torch.randperm(n)], "centers": torch.rand(K)},
+        moved=4 * (n + K + n * K),
+        sizes={"n": n, "k": K},
+        peers={"eager torch": by_two_sorts},
+    )

@@ -1,8 +1,9 @@
-"""How an op is timed: proven right first, then forward (and backward) at the method's own size.
+"""How an op is timed: proven right first, then interleaved with its peers, forward and with backward.
 
-A benchmark names its op, ``@pytest.mark.bench("sinkhorn", ...)``, and runs for each implementation of it and each
-device, beside the peers it names, so that the table of a group reads as a comparison. ``CASE_BENCH_COMPILE=1`` adds the
-peers under ``torch.compile``.
+Each function made by ``benchmarks.work.bench`` becomes a row for every implementation of its op, every peer, device,
+size and dtype, in groups that read as comparisons. A peer is timed in pairs: the op as ``case.ops`` runs it, then the
+peer, round after round, so that ratios do not depend on what else the machine does. A peer that is not installed is
+skipped by name. ``CASE_BENCH_COMPILE=1`` adds peers of plain torch under ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -10,60 +11,62 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import peers, timing
+from benchmarks.machine import THREADS, machine
+from benchmarks.work import Case, Contender, Function, Work, expected, placed, prove, results
 from case import ops
 from case.ops import _backend
 
-THREADS = 2
-SECONDS_PER_CASE = 0.6
-Function = Callable[..., Any]
-_proofs: dict[tuple[str, bool], list[Tensor]] = {}
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One row of the table: a backend of case.ops or a peer, on a device, forward or with backward."""
-
-    name: str
-    is_peer: bool
-    device: str
-    backward: bool
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "bench(op, backward=False, peers=()): the op a benchmark times, and against what"
-    )
+SECONDS_PER_CASE = float(os.environ.get("CASE_BENCH_SECONDS", "0.6"))
+# The range of six pairs holds the median ratio with 97 %; fewer are reported as what they are.
+FEWEST, LONG = 6, 0.5
+ROUNDING = {"float32": 0.0, "float64": 0.0, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+_exact: dict[tuple[str, bool, int, str], list[Tensor]] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    marker = metafunc.definition.get_closest_marker("bench")
-    if marker is None:
-        return
-    (op,) = marker.args
-    peers = list(marker.kwargs.get("peers", ()))
+    case: Case | None = getattr(metafunc.function, "case", None)
+    if case is not None:
+        metafunc.parametrize("contender", [_parameter(x, case) for x in contenders(case)])
+
+
+def contenders(case: Case) -> Iterator[Contender]:
+    implementations = set(_backend.table()[case.op])
+    rivals = list(case.peers)
     if os.environ.get("CASE_BENCH_COMPILE") == "1":
-        peers += [f"{peer}+compile" for peer in peers]
-    implementations = set(_backend.table()[op])
-    params = []
+        rivals += [f"{name}+compile" for name in case.peers if name in peers.PLAIN]
     for device in ("cpu", "cuda"):
         backends = [b for b in _backend.BACKENDS[1:] if {f"{b}/{device}", f"{b}/any"} & implementations]
         if device == "cpu" and "triton" in backends:
             backends.remove("triton")  # the interpreter is for tests
-        for name in (*backends, *peers):
-            for backward in (False, True) if marker.kwargs.get("backward") else (False,):
-                contender = Contender(name, name in peers, device, backward)
-                missing = device == "cuda" and not torch.cuda.is_available()
-                marks = [pytest.mark.skip(reason="no CUDA device")] if missing else []
-                label = f"{device}-{'both' if backward else 'forward'}-{name}"
-                params.append(pytest.param(contender, id=label, marks=marks))
-    metafunc.parametrize("contender", params)
+        for scale in case.scales:
+            oracle = len(backends) == 1 or (scale == 1 and not case.slow_reference)
+            shown = [b for b in backends if b != "reference" or oracle]
+            for dtype in case.dtypes if device == "cuda" else case.dtypes[:1]:
+                for backward in (False, True) if case.backward else (False,):
+                    for name in (*shown, *rivals):
+                        yield Contender(name, name in rivals, device, backward, scale, dtype)
+
+
+def _parameter(contender: Contender, case: Case) -> Any:
+    marks = []
+    if contender.device == "cuda" and not torch.cuda.is_available():
+        marks.append(pytest.mark.skip(reason="no CUDA device"))
+    elif contender.is_peer and (missing := peers.missing(contender.name, contender.device)):
+        marks.append(pytest.mark.skip(reason=missing))
+    if contender.is_peer:
+        marks.append(pytest.mark.filterwarnings("ignore"))  # a package's warnings are its own affair
+    if contender.scale not in case.quick:
+        marks.append(pytest.mark.slow)
+    direction = "both" if contender.backward else "forward"
+    label = f"{contender.device}-{contender.dtype}-x{contender.scale}-{direction}-{contender.name}"
+    return pytest.param(contender, id=label, marks=marks)
 
 
 @pytest.fixture(autouse=True)
@@ -74,89 +77,76 @@ def fixed_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """The repository's own header in place of the plug-in's, which names the host."""
+    machine_info.clear()
+    machine_info.update(machine())
+
+
 @pytest.fixture
-def measure(request: pytest.FixtureRequest, benchmark: Any, contender: Contender) -> Callable[..., None]:
-    """Times ``function`` (or the contender among ``peers``) on ``inputs``.
+def measure(request: pytest.FixtureRequest, benchmark: Any, contender: Contender) -> Callable[[Work], None]:
+    """Proves and times the contender on a piece of work."""
 
-    ``leaves`` names the inputs with a gradient; ``moved`` is the least number of bytes that a forward pass must
-    read and write; ``sizes`` go into the report.
-    """
+    def run(work: Work) -> None:
+        case: Case = request.function.case
+        device, dtype = contender.device, getattr(torch, contender.dtype)
+        key = (request.node.originalname, contender.backward, contender.scale, contender.dtype)
+        if key not in _exact:
+            _exact.clear()  # one at a time: a hundred times the method's size is large
+            _exact[key] = expected(work, contender.backward, dtype)
+        inputs = placed(work.inputs, device, work.leaves, None if dtype == torch.float32 else dtype)
 
-    def run(
-        function: Function,
-        inputs: dict[str, Tensor],
-        *,
-        leaves: tuple[str, ...] = (),
-        peers: dict[str, Function] | None = None,
-        moved: int,
-        tolerance: float = 1e-5,
-        **sizes: int,
-    ) -> None:
-        timed = _timed_function(function, contender, peers or {})
-        op = request.node.get_closest_marker("bench").args[0]
-        exact = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
-        key = (request.node.originalname, contender.backward)
-        if key not in _proofs:
-            with ops.backend("reference"):
-                _proofs[key] = _results(function, _placed(exact, "cpu", leaves), leaves, contender.backward)
-        placed = _placed(inputs, contender.device, leaves)
-        with ops.backend("auto" if contender.is_peer else contender.name):
-            start = time.perf_counter()
-            found = _results(timed, placed, leaves, contender.backward)
-            _synchronize(contender.device)
-            _prove(found, _proofs[key], tolerance)
-            once = time.perf_counter() - start
-            rounds = 1 if once > 1 else max(3, min(100, int(SECONDS_PER_CASE / max(once, 1e-5))))
-            direction = "forward + backward" if contender.backward else "forward"
-            benchmark.group = f"{op}, {direction}, {contender.device}"
-            benchmark.extra_info.update(sizes, threads=THREADS, megabytes_moved=moved / 1e6)
+        def step_of(function: Function, backend: str) -> Callable[[], list[Tensor]]:
+            def step() -> list[Tensor]:
+                with ops.backend(backend):
+                    found = results(function, inputs, work.leaves, contender.backward)
+                timing.synchronize(device)
+                return found
 
-            def step() -> None:
-                _results(timed, placed, leaves, contender.backward)
-                _synchronize(contender.device)
+            return step
 
-            benchmark.pedantic(step, rounds=rounds, warmup_rounds=min(1, rounds - 1))
-        if benchmark.stats is not None:
-            benchmark.extra_info["gigabytes_per_second"] = moved / 1e9 / benchmark.stats.stats.min
+        function = _function(work, contender)
+        step = step_of(function, "auto" if contender.is_peer else contender.name)
+        start = time.perf_counter()
+        found = step()
+        once = time.perf_counter() - start
+        prove(found, _exact[key], max(work.tolerance, ROUNDING[contender.dtype]))
+        if once < SECONDS_PER_CASE:
+            once = timing.seconds(step)  # the first call also loads, allocates and compiles
+        rounds = max(FEWEST if once < LONG else 3, min(100, int(SECONDS_PER_CASE / max(once, 1e-5))))
+        direction = "forward + backward" if contender.backward else "forward"
+        sizes = " x ".join(str(n) for n in work.sizes.values())
+        benchmark.group = f"{request.node.originalname[5:]} {sizes}, {direction}, {contender.dtype}, {device}"
+        moved, operations = work.least(contender.backward)
+        benchmark.extra_info.update(
+            op=case.op, title=request.node.originalname[5:], contender=contender.name, peer=contender.is_peer,
+            device=device, dtype=contender.dtype, backward=contender.backward, scale=contender.scale,
+            sizes=work.sizes, moved=moved, operations=operations, threads=THREADS,
+        )  # fmt: skip
+        if contender.is_peer:
+            timing.paired(benchmark, step, step_of(work.run, "auto"), rounds, device)
+        else:
+            benchmark.pedantic(step, rounds=rounds, warmup_rounds=1)
+        if device == "cuda":
+            sets = [placed(inputs, device, work.leaves) for _ in range(timing.rotation(inputs))]
+            with ops.backend("auto" if contender.is_peer else contender.name):
+                device_time = timing.device_time(function, sets, work.leaves, contender.backward)
+            benchmark.extra_info["device_time"] = device_time
 
     return run
 
 
-def _timed_function(function: Function, contender: Contender, peers: dict[str, Function]) -> Function:
+def _function(work: Work, contender: Contender) -> Function:
     if not contender.is_peer:
-        return function
-    peer = peers[contender.name.removesuffix("+compile")]
+        return work.run
+    peer = work.peers[contender.name.removesuffix("+compile")]
     return torch.compile(peer) if contender.name.endswith("+compile") else peer
 
 
-def _placed(inputs: dict[str, Tensor], device: str, leaves: tuple[str, ...]) -> dict[str, Tensor]:
-    return {name: x.detach().to(device).clone().requires_grad_(name in leaves) for name, x in inputs.items()}
-
-
-def _results(function: Function, inputs: dict[str, Tensor], leaves: tuple[str, ...], backward: bool) -> list[Tensor]:
-    """The op's outputs, or its gradients for a fixed cotangent."""
-    with torch.set_grad_enabled(backward):
-        result = function(**inputs)
-    outputs = [result] if isinstance(result, Tensor) else list(result)
-    if not backward:
-        return outputs
-    outputs = [x for x in outputs if x.requires_grad]
-    # The same hash of the position at every precision; constant ones would vanish on rows that sum to 1.
-    cotangents = [
-        torch.arange(x.numel(), device=x.device).mul(7919).remainder(1009).to(x).div(1009).view_as(x) for x in outputs
-    ]
-    return list(torch.autograd.grad(outputs, [inputs[name] for name in leaves], cotangents))
-
-
-def _prove(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    """An op whose result is wrong is not timed."""
-    for got, wanted in zip(found, expected, strict=True):
-        assert got.shape == wanted.shape
-        error = (got.detach().cpu().double() - wanted.double()).abs().max().item()
-        scale = wanted.abs().max().item() or 1.0
-        assert error <= tolerance * scale, f"error {error:.3g} against the float64 reference, largest value {scale:.3g}"
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
+    """What a reader needs: every round's time to four digits, and nothing about who ran it where."""
+    output_json["commit_info"] = {}  # the machine's header has it
+    for entry in output_json["benchmarks"]:
+        for name in ("options", "params", "param", "fullname"):
+            entry.pop(name, None)
+        entry["stats"]["data"] = [float(f"{x:.4g}") for x in entry["stats"].get("data", [])]

@@ -2,7 +2,8 @@
 # All that has to be asked of a GPU machine, in one command and without network: benchmarks/gpu.sh OUT_FOLDER [--quick]
 # Needs python3 with torch, pytest, pytest-benchmark and hypothesis, a C++ compiler, cmake, pybind11 and
 # nvcc. Each stage has its own time limit and ends up in OUT_FOLDER/summary.json, also when it fails; all together stay
-# below 9 minutes (3 with --quick). Exit code 1 if a stage failed. PYTHON=... chooses the interpreter.
+# below 9 minutes (3 with --quick). OUT_FOLDER, copied to benchmarks/results/<gpu>, is what benchmarks.report reads.
+# Exit code 1 if a stage failed. PYTHON=... chooses the interpreter.
 set -uo pipefail
 
 usage="usage: benchmarks/gpu.sh OUT_FOLDER [--quick]"
@@ -67,34 +68,54 @@ sanitize() {
   [[ -n $checker ]] || { echo "compute-sanitizer: not there"; return 77; }
   for tool in memcheck racecheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$checker" --tool "$tool" --error-exitcode 9 --target-processes all \
-      "$python" -m pytest tests/ops/test_nms.py tests/ops/test_native_proposals.py -m gpu -x -q --color=no \
-      -k "cuda and not compile" || return
+      "$python" -m pytest tests/ops/test_native_nms.py tests/ops/test_nms.py tests/ops/test_native_proposals.py -m gpu -x -q \
+      --color=no -k "cuda and not compile" || return
   done
 }
 
+# From features to mAP as a user does it, on synthetic videos as many and as long as THUMOS14's.
+thumos() {
+  local folder status
+  folder=$(mktemp -d)
+  "$python" -m case synth "$folder/data" --size thumos14 \
+    && "$python" -m case train --data "$folder/data" --output "$folder/run" --max-steps 200 --eval-every 0 --pictures 0
+  status=$?
+  cp "$folder"/run/{metrics.jsonl,results.json} "$out" 2>/dev/null
+  rm -rf "$folder"
+  return "$status"
+}
+
 # timeout runs programs, not functions: hand them to a fresh bash.
-export -f header install sanitize
-export python
+export -f header install sanitize thumos
+export python out
 
 if [[ $quick ]]; then
-  limits=(15 50 40 20 30 15)
+  limits=(10 50 35 20 10 25 25)
   tests=(-m "gpu and not slow")
-  benchmarks=(--benchmark-max-time=0.1 --benchmark-min-rounds=3 -m "not slow")
+  export CASE_BENCH_SECONDS=0.05
 else
-  limits=(30 120 130 90 30 70 60)
+  limits=(10 110 110 65 20 30 65 15 40 15 25 30)
   tests=(-m gpu)
-  benchmarks=()
+  export CASE_BENCH_SECONDS=0.2
 fi
+pytest=("$python" -m pytest --color=no --continue-on-collection-errors)
+# A file that cannot be collected (a missing package) must not hide the others. Most important first.
+benches=(benchmarks/bench_{sinkhorn,losses,nms,prototypes,proposals,cosine,pooling}.py -k cuda)
 
 stage header "${limits[0]}" bash -c header
 stage install "${limits[1]}" bash -c install
-# Most important first. A file that cannot be collected (a missing package) must not hide the others.
-stage tests "${limits[2]}" "$python" -m pytest tests "${tests[@]}" --color=no --continue-on-collection-errors
-stage gpu_targets "${limits[3]}" "$python" benchmarks/gpu_targets.py "$out" ${quick:+"$quick"}
+stage tests "${limits[2]}" "${pytest[@]}" tests "${tests[@]}"
+stage gpu_targets "${limits[3]}" "$python" -m benchmarks.gpu_targets "$out" ${quick:+"$quick"}
 stage gpu_first "${limits[4]}" "$python" benchmarks/gpu_first.py "$out" ${quick:+"$quick"}
-stage benchmarks "${limits[5]}" "$python" -m pytest benchmarks ${benchmarks[@]+"${benchmarks[@]}"} --color=no \
-  --continue-on-collection-errors --benchmark-json="$out/benchmarks.json"
-if [[ -z $quick ]]; then stage sanitize "${limits[6]}" bash -c sanitize; fi
+stage train "${limits[5]}" "${pytest[@]}" benchmarks/bench_train.py -k "cuda or same" --benchmark-json="$out/train.json"
+stage benchmarks "${limits[6]}" "${pytest[@]}" "${benches[@]}" -m "not slow" --benchmark-json="$out/ops.json"
+if [[ -z $quick ]]; then
+  stage limits "${limits[7]}" "$python" -m benchmarks.limits "$out"
+  stage thumos14 "${limits[8]}" bash -c thumos
+  stage profile "${limits[9]}" "$python" -m benchmarks.bench_train "$out"
+  stage large "${limits[10]}" "${pytest[@]}" "${benches[@]}" -m slow --benchmark-json="$out/large.json"
+  stage sanitize "${limits[11]}" bash -c sanitize
+fi
 
 echo "== summary ($out)"
 "$python" - "$out/summary.json" <<'PY'

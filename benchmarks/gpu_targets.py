@@ -1,6 +1,6 @@
 """The kernels' targets on a GPU: each op proven right, then timed by graph replay beside eager torch and torch.compile.
 
-Usage: python benchmarks/gpu_targets.py OUT_FOLDER [--quick]. Writes OUT_FOLDER/gpu_targets.json after every target, so
+Usage: python -m benchmarks.gpu_targets OUT_FOLDER [--quick]. Writes OUT_FOLDER/gpu_targets.json after every target, so
 that a run cut short has kept what it had; exit code 1 if a result is wrong, 2 if there is no GPU. Inputs rotate so that
 nothing is found in the L2 cache that a training step would not find there.
 """
@@ -8,7 +8,6 @@ nothing is found in the L2 cache that a training step would not find there.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from bench_sinkhorn import as_wtal_code_does
-
+from benchmarks.peers import eager_sinkhorn
+from benchmarks.timing import ROTATED_BYTES, between_events, capture
 from case import ops
 from case.ops.reference import losses as reference
 
 Inputs = dict[str, Tensor]
 BANDWIDTH = 4.3e12  # bytes a second that a copy reaches on an H200
-ROTATED_BYTES = 200e6  # of inputs, four times its L2 cache
 COMPILE_MODES = ("max-autotune-no-cudagraphs", "reduce-overhead")
 
 
@@ -62,7 +59,7 @@ def sinkhorn_of_matrix(x: Inputs) -> Tensor:
 
 
 def plain_sinkhorn(x: Inputs) -> Tensor:
-    return as_wtal_code_does(x["logits"], torch.ones_like(x["logits"]))
+    return eager_sinkhorn(x["logits"])
 
 
 def sinkhorn_of_ranks(x: Inputs) -> Tensor:
@@ -73,7 +70,7 @@ def plain_ranked_sinkhorn(x: Inputs) -> Tensor:
     n = x["scores"].shape[0]
     ranks = x["scores"].argsort(descending=True).argsort()
     prior = torch.exp(-(((ranks + 1) / n).unsqueeze(1) - x["centers"]).square() / (2 * 0.3**2))
-    return as_wtal_code_does(x["logits"], prior / prior.sum())
+    return eager_sinkhorn(x["logits"], prior / prior.sum())
 
 
 def wide(n: int, d: int, k: int) -> Inputs:
@@ -155,37 +152,6 @@ def errors_of(target: Target, x: Inputs) -> tuple[float, float]:
     return worst[0], worst[1]
 
 
-def capture(function: Callable[[Inputs], Any], sets: list[Inputs], leaves: tuple[str, ...]) -> Callable[[], None]:
-    """A graph of one call for each of ``sets``."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for x in sets[:3]:
-            call(function, x, leaves)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for x in sets:
-            call(function, x, leaves)
-    return graph.replay
-
-
-def timed(run: Callable[[], Any], calls: int, repeats: int) -> dict[str, float]:
-    """Microseconds a call: median and quartiles over ``repeats``, each between two events."""
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / calls)
-    low, median, high = statistics.quantiles(times, n=4)
-    return {"median_us": median, "quartile_1_us": low, "quartile_3_us": high}
-
-
 def launches(function: Callable[[Inputs], Any], x: Inputs, leaves: tuple[str, ...]) -> int:
     """Kernels and fills that one call puts on the GPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -209,7 +175,7 @@ def measure(target: Target, *, quick: bool) -> dict[str, Any]:
         "rotated_sets": count,
     }  # fmt: skip
     repeats = 15 if quick else 50
-    found["replay"] = timed(capture(target.run, sets, target.leaves), count, repeats)
+    found["replay"] = between_events(capture(lambda x: call(target.run, x, target.leaves), sets), count, repeats)
     # Peers rotate as well; a few sets already exceed the L2 cache together with what eager code writes between.
     few = sets[:20]
 
@@ -220,13 +186,13 @@ def measure(target: Target, *, quick: bool) -> dict[str, Any]:
 
         return run
 
-    found["eager case"] = timed(each(target.run), len(few), repeats)
-    found["eager torch"] = timed(each(target.peer), len(few), repeats)
+    found["eager case"] = between_events(each(target.run), len(few), repeats)
+    found["eager torch"] = between_events(each(target.peer), len(few), repeats)
     for mode in () if quick else COMPILE_MODES:
         torch._dynamo.reset()
         try:
             compiled = torch.compile(target.peer, mode=mode)
-            found[mode] = timed(each(compiled), len(few), repeats)
+            found[mode] = between_events(each(compiled), len(few), repeats)
         except Exception as error:  # a peer that does not compile is reported, not hidden
             found[mode] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     return found
@@ -249,7 +215,7 @@ def row(found: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
-        print("usage: python benchmarks/gpu_targets.py OUT_FOLDER [--quick]", file=sys.stderr)
+        print("usage: python -m benchmarks.gpu_targets OUT_FOLDER [--quick]", file=sys.stderr)
         return 2
     if not torch.cuda.is_available():
         print("gpu_targets: no CUDA device", file=sys.stderr)

@@ -1,0 +1,178 @@
+"""A training step at THUMOS14's size, sampling included, beside the same step as WTAL code usually writes it.
+
+16 videos with the lengths of THUMOS14's training split (log-normal, cut to its range), T = 750, two streams of 1024
+numbers, 20 classes, 16 clusters, H = 512. The limit is this machine's own time for the products that the distinct rows
+need, forward and backward. ``python -m benchmarks.bench_train OUT`` profiles a step and writes a trace.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import timing
+from benchmarks.machine import THREADS
+from benchmarks.usual_step import UsualStep, numpy_samples
+from case.config import Settings, make_settings
+from case.data import LoadedSplit
+from case.data.synthetic import SyntheticConfig, generate
+from case.engine.graphs import StaticSteps
+from case.engine.learner import Learner
+from case.engine.plain import PlainLearner
+from case.engine.sampling import batch_videos
+from case.engine.store import ResidentSplit
+
+WIDTHS, VIDEOS, POOL = (1024, 1024), 16, 64
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
+
+
+@cache
+def data() -> LoadedSplit:
+    return generate(SyntheticConfig(num_train=POOL, num_test=1, seed=1, dtype="float32")).train
+
+
+def settings() -> Settings:
+    return make_settings(protocol="corrected")
+
+
+def learner(kind: type[Learner] = Learner, device: str = "cpu") -> Learner:
+    torch.manual_seed(0)
+    return kind(WIDTHS, settings(), device)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the batches that are stepped through."""
+
+    samples: int
+    rows: float
+    mean_length: float
+
+    @property
+    def operations(self) -> float:
+        """Of a step's products, forward, in the weights and in the inputs of all layers but the first."""
+        s, width = settings(), WIDTHS[0]
+        hidden, narrow = width * s.hidden, s.hidden * (s.num_classes + 1 + s.num_clusters)
+        return 2 * len(WIDTHS) * self.rows * (2 * 2 * hidden + 3 * narrow)
+
+
+def size(split: ResidentSplit, steps: int = 4) -> Size:
+    s = settings()
+    drawn = [batch_videos(POOL, VIDEOS, 0, step) for step in range(steps)]
+    rows = [len(split.sampled(videos, s.num_segments, 0, step).features[0]) for step, videos in enumerate(drawn)]
+    return Size(VIDEOS * s.num_segments, float(np.mean(rows)), float(split.lengths.double().mean()))
+
+
+def fast(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
+    """As ``case-wtal train`` steps: a graph on CUDA."""
+    taught, s = learner(device=device), settings()
+    if device == "cuda":
+        static = StaticSteps(taught, split, VIDEOS, 0, capture=True)
+        return lambda: static.step(batch_videos(POOL, VIDEOS, 0, taught.steps)).total
+
+    def step() -> Tensor:
+        videos = batch_videos(POOL, VIDEOS, 0, taught.steps)
+        return taught.step(*split.sampled(videos, s.num_segments, 0, taught.steps)).total
+
+    return step
+
+
+def plain(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
+    """Straight-line torch on every sample, by Linear layers: ``--engine plain``."""
+    taught, s = learner(PlainLearner, device), settings()
+
+    def step() -> Tensor:
+        videos = batch_videos(POOL, VIDEOS, 0, taught.steps)
+        return taught.step(*split.sampled(videos, s.num_segments, 0, taught.steps)).total
+
+    return step
+
+
+def usual(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
+    model, s, rng = learner(device=device), settings(), np.random.default_rng(0)
+    taught = UsualStep(model.model, model.labels, s)
+    taught.branches.to(device)
+    features, offsets, steps = data().features, data().offsets, iter(range(10**9))
+
+    def step() -> Tensor:
+        videos = batch_videos(POOL, VIDEOS, 0, next(steps))
+        samples = numpy_samples(features, offsets, videos.tolist(), s.num_segments, rng)
+        return taught.step([x.to(device) for x in samples], split.labels[videos.to(device)])
+
+    return step
+
+
+PEERS = {"usual code, Conv1d": usual, "plain engine, Linear": plain}
+
+
+def test_usual_step_computes_the_same() -> None:
+    """The peer is CASE: its loss and cluster labels on the same weights and samples are the engine's."""
+    split, s = ResidentSplit.from_loaded(data(), torch.device("cpu")), settings()
+    rows, index, labels = split.sampled(torch.arange(3), s.num_segments, 0, 0)
+    taught = learner()
+    peer = UsualStep(taught.model, taught.labels, s)
+    loss, found = peer.losses([x[index] for x in rows], labels)
+    losses = taught.losses(rows, index, labels)
+    torch.testing.assert_close(loss, losses.total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found, losses.cluster_labels, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("contender", ["case", *PEERS])
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_step(benchmark: Any, device: str, contender: str) -> None:
+    split = ResidentSplit.from_loaded(data(), torch.device(device))
+    found = size(split)
+    benchmark.group = f"training step, {VIDEOS} videos, {device}"
+    benchmark.extra_info.update(
+        op="training step", title="training_step", contender=contender, peer=contender in PEERS, device=device,
+        dtype="float32", backward=True, scale=1, threads=THREADS, moved=0, operations=found.operations,
+        sizes={"videos": VIDEOS, "samples": found.samples, "rows": round(found.rows), "mean_length": found.mean_length},
+    )  # fmt: skip
+    ours = fast(split, device)
+    rounds = 6 if device == "cpu" else 50
+    if contender in PEERS:
+        timing.paired(benchmark, _waiting(PEERS[contender](split, device), device), ours, rounds, device)
+    else:
+        benchmark.pedantic(_waiting(ours, device), rounds=rounds, warmup_rounds=1)
+
+
+def _waiting(step: Callable[[], Tensor], device: str) -> Callable[[], None]:
+    def run() -> None:
+        step()
+        timing.synchronize(device)
+
+    return run
+
+
+def main() -> None:
+    """Where a step spends its time: a table, and trace.json for a viewer of traces."""
+    out = Path(sys.argv[1])
+    out.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    split = ResidentSplit.from_loaded(data(), torch.device(device))
+    step = _waiting(fast(split, device), device)
+    for _ in range(3):
+        step()
+    with torch.profiler.profile() as profile:
+        for _ in range(3):
+            step()
+    profile.export_chrome_trace(str(out / "train_trace.json"))
+    table = profile.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30)
+    (out / "train_profile.txt").write_text(table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""What people use today, doing the same work: eager torch and numpy as WTAL code writes them, and packages.
+
+Every package is called as its documentation says, with the settings under which it does this work fastest and without
+its warnings and convergence checks where they can be left out. None is required: ``missing`` says why one is left out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+SCALE, ITERATIONS = 2.0, 3  # of the method's Sinkhorn
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A row of the table of peers. module: what has to be importable; devices: where it runs; cannot: what case can."""
+
+    module: str | None
+    devices: tuple[str, ...]
+    work: str
+    cannot: str
+
+
+PEERS = {
+    "eager torch": Peer(
+        None, ("cpu", "cuda"), "every op, in plain torch as WTAL code writes it",
+        "a plan held as potentials; rows off by a mask; a fixed launch count",
+    ),
+    "separate ops": Peer(
+        None, ("cpu", "cuda"), "the clustering chain by calls of `case.ops`, nothing fused", "sums over distinct rows",
+    ),
+    "torch F.cross_entropy": Peer(
+        None, ("cpu", "cuda"), "soft cross entropy with probabilities as targets",
+        "a plan held as potentials as targets",
+    ),
+    "torch.matmul": Peer(
+        None, ("cpu", "cuda"), "prototypes as W^T E (on CUDA by cuBLAS, which splits the long sum as it sees fit)",
+        "a plan held as potentials, normalisation in the same pass",
+    ),
+    "torch.topk": Peer(None, ("cpu", "cuda"), "top-k pooling", "nothing of it"),
+    "numpy loop": Peer(None, ("cpu",), "NMS, proposals and mAP as WTAL code writes them", "GPU, batches of videos"),
+    "pandas loop": Peer(
+        "pandas", ("cpu",), "mAP as evaluators with data frames write it",
+        "other rules of evaluators, AR@AN, kinds of errors",
+    ),
+    "POT sinkhorn_log": Peer(
+        "ot", ("cpu", "cuda"), "`ot.bregman.sinkhorn_log`, 3 iterations",
+        "a prior (folded into the cost here), masks, batches, a split over processes, a plan as potentials alone",
+    ),
+    "POT ot.batch": Peer(
+        "ot", ("cpu", "cuda"), "`ot.batch.solve_batch` on the transposed cost, so that rows come last, 3 iterations",
+        "a prior (folded into the cost here), ragged problems, masks, a split over processes",
+    ),
+    "geomloss ot.solve": Peer(
+        "geomloss", ("cpu", "cuda"), "entropic transport to convergence (it anneals, symmetrically)",
+        "a given number of iterations, a prior (folded into the cost), masks, a split over processes",
+    ),
+    "flash-kmeans": Peer(
+        "flash_kmeans", ("cuda",), "prototypes of hard assignments, `triton_centroid_update_sorted_euclid`",
+        "soft assignments, gradients, a CPU",
+    ),
+    "torchvision nms": Peer(
+        "torchvision", ("cpu", "cuda"), "`torchvision.ops.batched_nms` on boxes of height 1",
+        "decayed scores, soft NMS, an offset of lengths, a fixed size of the result",
+    ),
+    "actionformer nms": Peer(
+        "nms_1d_cpu", ("cpu",), "hard NMS class by class in C++, float32",
+        "decay once, float64, groups in one call, GPU",
+    ),
+}  # fmt: skip
+# Peers that a compiler sees into.
+PLAIN = frozenset({"eager torch"})
+
+
+@cache
+def missing(name: str, device: str) -> str | None:
+    """Why a peer cannot run here, in a line, or None."""
+    peer = PEERS[name.removesuffix("+compile")]
+    if device not in peer.devices:
+        return f"{name} does not run on {device}"
+    if peer.module is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a package's warnings are its own affair
+            importlib.import_module(peer.module)
+    except (ImportError, RuntimeError, OSError) as error:  # torchvision raises what its library does
+        return f"{name}: {peer.module} cannot be imported ({error})"
+    return None
+
+
+# -- Sinkhorn ------------------------------------------------------------------------------------------------------
+
+
+def eager_sinkhorn(logits: Tensor, prior: Tensor | None = None) -> Tensor:
+    """The usual assignment step, in the linear domain: totals, columns, rows, one full pass each."""
+    n, k = logits.shape
+    q = torch.exp(SCALE * logits)
+    if prior is not None:
+        q = q * prior
+    q = q / q.sum()
+    for _ in range(ITERATIONS):
+        q = q / q.sum(dim=0, keepdim=True)
+        q = q / k
+        q = q / q.sum(dim=1, keepdim=True)
+        q = q / n
+    return q * n
+
+
+def _cost(logits: Tensor, prior: Tensor | None) -> Tensor:
+    """The cost whose kernel at regularisation 1 is exp(scale * logits) * prior."""
+    return -SCALE * logits if prior is None else -(SCALE * logits + prior.log())
+
+
+def pot_sinkhorn_log(logits: Tensor, prior: Tensor | None = None) -> Tensor:
+    from ot.bregman import sinkhorn_log
+
+    n, k = logits.shape
+    rows, columns = logits.new_full((n,), 1 / n), logits.new_full((k,), 1 / k)
+    return n * sinkhorn_log(rows, columns, _cost(logits, prior), 1.0, ITERATIONS, stopThr=0.0, warn=False)
+
+
+def pot_batch(logits: Tensor, prior: Tensor | None = None) -> Tensor:
+    from ot.batch import solve_batch
+
+    n = logits.shape[0]
+    cost = _cost(logits, prior).T.unsqueeze(0)  # it scales the first axis first, and columns come first here
+    grad = "autodiff" if logits.requires_grad else "detach"
+    found = solve_batch(cost, 1.0, max_iter=ITERATIONS, tol=0.0, method="log_sinkhorn", grad=grad)
+    return n * found.plan[0].T
+
+
+def geomloss_solve(logits: Tensor, iterations: int) -> Tensor:
+    from geomloss import ot
+
+    return logits.shape[0] * ot.solve(-SCALE * logits, reg=1.0, max_iter=iterations).plan
+
+
+def pot_converged(logits: Tensor, iterations: int) -> Tensor:
+    from ot.bregman import sinkhorn_log
+
+    n, k = logits.shape
+    rows, columns = logits.new_full((n,), 1 / n), logits.new_full((k,), 1 / k)
+    return n * sinkhorn_log(rows, columns, -SCALE * logits, 1.0, iterations, stopThr=0.0, warn=False)
+
+
+# -- prototypes, cosine, pooling -----------------------------------------------------------------------------------
+
+
+def matmul_prototypes(embeddings: Tensor, weights: Tensor) -> Tensor:
+    return normalize(weights.mT @ embeddings, dim=-1)
+
+
+def flash_kmeans_prototypes(embeddings: Tensor, weights: Tensor) -> Tensor:
+    """Hard assignments only: each row of weights holds a single 1."""
+    from flash_kmeans import triton_centroid_update_sorted_euclid
+
+    old = embeddings.new_zeros(embeddings.shape[0], weights.shape[-1], embeddings.shape[-1])
+    return normalize(triton_centroid_update_sorted_euclid(embeddings, weights.argmax(-1), old), dim=-1)
+
+
+def eager_cosine(x: Tensor, y: Tensor) -> Tensor:
+    return 10.0 * normalize(x, dim=-1) @ normalize(y, dim=-1).mT
+
+
+def hard_weights(batch: int, n: int, k: int) -> Tensor:
+    return one_hot(torch.randint(0, k, (batch, n)), k).float()
+
+
+# -- NMS -----------------------------------------------------------------------------------------------------------
+
+
+def numpy_nms(segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, sigma: float | None) -> Any:
+    """The usual numpy loop, class by class: the best one against all that remain. With sigma, decay once."""
+    ends, weights, labels = (x.numpy(force=True) for x in (segments, scores, groups))
+    keep: list[int] = []
+    found: list[float] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        queue = members[np.argsort(-weights[members], kind="stable")]
+        decayed: list[int] = []
+        decayed_scores: list[float] = []
+        while len(queue) > 0:
+            best, rest = queue[0], queue[1:]
+            keep.append(best)
+            found.append(weights[best])
+            low = np.maximum(ends[best, 0], ends[rest, 0])
+            inter = np.maximum(0.0, np.minimum(ends[best, 1], ends[rest, 1]) - low)
+            iou = inter / (ends[best, 1] - ends[best, 0] + ends[rest, 1] - ends[rest, 0] - inter)
+            beaten = iou >= threshold
+            if sigma is not None:
+                decayed += rest[beaten].tolist()
+                decayed_scores += (weights[rest[beaten]] * np.exp(-np.square(iou[beaten]) / sigma)).tolist()
+            queue = rest[~beaten]
+        keep += decayed
+        found += decayed_scores
+    return torch.tensor(np.array(keep, np.int64)), torch.tensor(np.array(found))
+
+
+def torchvision_nms(segments: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    from torchvision.ops import batched_nms
+
+    zero = torch.zeros_like(scores)
+    boxes = torch.stack([segments[:, 0], zero, segments[:, 1], zero + 1], dim=1)
+    return batched_nms(boxes, scores, groups, threshold)
+
+
+def actionformer_nms(segments: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Class by class, as that package's own batched_nms calls it."""
+    import nms_1d_cpu
+
+    kept = []
+    for label in groups.unique().tolist():
+        here = (groups == label).nonzero().squeeze(1)
+        kept.append(here[nms_1d_cpu.nms(segments[here], scores[here], iou_threshold=threshold)])
+    return torch.cat(kept)
+
+
+def eager_iou(a: Tensor, b: Tensor) -> Tensor:
+    (s1, e1), (s2, e2) = a[:, None].unbind(-1), b[None].unbind(-1)
+    inter = (torch.minimum(e1, e2) - torch.maximum(s1, s2)).clamp(min=0)
+    return inter / ((e1 - s1) + (e2 - s2) - inter)
