@@ -106,10 +106,12 @@ def write_markdown(
     *,
     title: str = "Run",
     origin: Mapping[str, str] | None = None,
+    heldout: Mapping[str, MeanAP] | None = None,
 ) -> None:
     """Write a short report of a run as Markdown, atomically.
 
-    It has the settings that differ from their defaults, mAP of each result, AP by class of the first, where it all
+    It has the settings that differ from their defaults, mAP of each result, and on held-out training videos
+    (``heldout``, by the same names) if there are any, AP by class of the first, where it all
     comes from (``origin``: date, command, versions, by name), and the pictures by paths relative to the report, so
     that the folder can be moved. Raises ``CaseError`` where the system refuses to write.
     """
@@ -123,6 +125,13 @@ def write_markdown(
             "`best-test` was chosen by its score on the test set, as published results of this method are; it says "
             "less about new videos than `last`."
         )
+    if heldout:
+        parts += [
+            "## mAP of the held-out training videos (%)",
+            "They were never trained on. `best-heldout` has the highest of these, so that it too is above what new "
+            "videos would give; its mAP on the test split, above, is not.",
+            _markdown(*ap_rows(heldout)),
+        ]
     changed = changed_settings(settings)
     parts += ["## Settings", _markdown(["setting", "value", "default"], changed) if changed else "All at defaults."]
     first = next(((name, result) for name, result in results.items() if result.classes), None)

@@ -13,6 +13,7 @@ from torch.profiler import record_function
 
 from case.config import Settings
 from case.data import GroundTruth
+from case.engine.heldout import SplitPart
 from case.engine.sampling import uniform_positions
 from case.engine.store import ResidentSplit
 from case.errors import CaseError
@@ -47,7 +48,7 @@ class Localized:
 def localize_split(
     model: CASE,
     cluster_labels: Tensor,
-    split: ResidentSplit,
+    split: ResidentSplit | SplitPart,
     settings: Settings,
     *,
     progress: Callable[[int], object] | None = None,
