@@ -165,6 +165,8 @@ class TrainConfig(Settings):
     """Steps between entries in metrics.jsonl and TensorBoard."""
     save_every: int = 200
     """Steps between checkpoints; one is also written at every evaluation."""
+    keep_last: int = 1
+    """Checkpoints of so many last saved steps stay as step-<n>.safetensors; 1: last.safetensors alone."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
     threads: int = 0
@@ -384,7 +386,7 @@ def validate(settings: Settings) -> None:
 
 
 def _validate_run(config: TrainConfig) -> None:
-    for name in ("log_every", "save_every"):
+    for name in ("log_every", "save_every", "keep_last"):
         if getattr(config, name) < 1:
             raise CaseError(f"{name} must be at least 1, got {getattr(config, name)}")
     for name in ("max_steps", "seed"):

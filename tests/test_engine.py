@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from case.commands.train import configure
 from case.config import TrainConfig, make_settings
 from case.data import GroundTruth, SyntheticConfig, VideoTruth, write
+from case.engine import checkpoint
 from case.engine import train as training
-from case.engine.checkpoint import load_checkpoint
+from case.engine.checkpoint import load_checkpoint, step_files
 from case.engine.choices import DEVIATIONS, localization_choices
 from case.engine.evaluate import Localized, localize_split, pose_split, relocalize
 from case.engine.learner import Learner
@@ -259,6 +260,46 @@ def test_a_full_disk_leaves_nothing_half_written(data: Path, tmp_path: Path, mon
         run.save("last.safetensors", None)
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
     assert not list((tmp_path / "run").glob(".tmp*"))
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return [load_checkpoint(path).steps for path in step_files(folder)]
+
+
+def test_the_last_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    values = {"max_steps": 12, "eval_every": 0, "save_every": 3}
+    training.run_training(training.open_run(config(data, output, keep_last=2, **values)))
+    assert steps_kept(output) == [9, 12]
+    assert (output / "step-12.safetensors").read_bytes() == (output / "last.safetensors").read_bytes()
+    values["max_steps"] = 15
+    training.run_training(training.open_run(config(data, output, keep_last=3, resume=True, **values)))
+    assert steps_kept(output) == [9, 12, 15]
+    values["max_steps"] = 16
+    training.run_training(training.open_run(config(data, output, resume=True, **values)))
+    assert steps_kept(output) == []
+    with pytest.raises(CaseError, match="keep_last must be at least 1, got 0"):
+        config(data, output, keep_last=0)
+
+
+def test_the_oldest_checkpoint_goes_only_after_the_new_one_is_there(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training.open_run(config(data, tmp_path / "run", keep_last=2, eval_every=0, save_every=2))
+    training.run_training(run)
+    assert steps_kept(tmp_path / "run") == [4, 6]
+    run.learner.steps = 8
+    save = checkpoint.save_checkpoint
+
+    def full(path: Path, *args: Any) -> None:
+        if path.name.startswith("step-"):
+            raise CaseError("no space left")
+        save(path, *args)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
+    with pytest.raises(CaseError, match="no space"):
+        run.save("last.safetensors", None)
+    assert steps_kept(tmp_path / "run") == [4, 6]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "missing", "incomplete"])

@@ -14,7 +14,7 @@ import torch
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
 from case.data import FeatureFolder, atomic_write, make_folder
-from case.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from case.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_step, step_files
 from case.engine.evaluate import Score
 from case.engine.heldout import SplitPart, hold_out
 from case.engine.learner import Learner
@@ -64,6 +64,8 @@ class TrainingRun:
             "score": None if score is None else score_entry(score),
         }
         save_checkpoint(self.config.output / name, self.learner, notes)
+        if name == LAST:
+            save_step(self.config.output, self.learner, notes, self.config.keep_last)
 
 
 def open_run(config: TrainConfig, data: RunData | None = None) -> TrainingRun:
@@ -195,8 +197,9 @@ def _prepare(run: TrainingRun) -> None:
     if steps < config.max_steps or steps == 0:  # else a finished run, asked for its report again
         atomic_write(config.output / "config.toml", to_toml(config).encode())
     if steps == 0:
-        for name in (BEST, BEST_HELDOUT):  # of an earlier run that lost its last checkpoint
-            (config.output / name).unlink(missing_ok=True)
+        # Of an earlier run that lost its last checkpoint.
+        for path in (config.output / BEST, config.output / BEST_HELDOUT, *step_files(config.output)):
+            path.unlink(missing_ok=True)
 
 
 def _step(run: TrainingRun) -> Losses:
