@@ -103,6 +103,10 @@ def test_distinct_rows(seed: int) -> None:
     padded, again = distinct_rows(positions, starts, capacity=200)
     assert torch.equal(padded, torch.cat([wanted, wanted.new_zeros(200 - len(wanted))]))
     assert torch.equal(again, restored)
+    batches, indices = distinct_rows(torch.stack([positions, positions.flip(0)]), torch.stack([starts, starts.flip(0)]))
+    assert torch.equal(batches[0], rows)
+    assert torch.equal(indices[0], index)
+    assert torch.equal(batches[1][indices[1]].flip(0), rows[index])
 
 
 def test_every_video_is_seen_once_an_epoch() -> None:

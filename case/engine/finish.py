@@ -73,7 +73,7 @@ def conclude_run(run: TrainingRun) -> dict[str, Outcome]:
     pictures = _draw(run, outcomes, kept)
     scores = {_title(o): o.score.mean_ap for o in outcomes.values()}
     held = {_title(o): o.heldout.mean_ap for o in outcomes.values() if o.heldout is not None}
-    write_markdown(output / "report.md", config, scores, pictures, origin=_origin(config), heldout=held)
+    write_markdown(output / "report.md", config, scores, pictures, origin=run_origin(config), heldout=held)
     return outcomes
 
 
@@ -111,7 +111,7 @@ def _kept(config: TrainConfig, outcomes: dict[str, Outcome]) -> Outcome:
     return outcomes.get(config.keep_checkpoint, outcomes["last"])
 
 
-def _origin(config: TrainConfig) -> dict[str, str]:
+def run_origin(config: TrainConfig) -> dict[str, str]:
     """What it takes to make the run again, as far as the settings do not say it."""
     names = ("numpy", "torch", "triton")
     present = {distribution.name for distribution in metadata.distributions()}

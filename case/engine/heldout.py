@@ -45,9 +45,11 @@ class SplitPart:
         """(P, C) float32."""
         return self.whole.labels[self.numbers]
 
-    def distinct(self, videos: Tensor, positions: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def distinct(
+        self, videos: Tensor, positions: Tensor, capacity: int | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """See ``ResidentSplit.distinct``."""
-        return self.whole.distinct(self.numbers[videos], positions)
+        return self.whole.distinct(self.numbers[videos], positions, capacity)
 
 
 def hold_out(split: ResidentSplit, fraction: float, seed: int) -> tuple[ResidentSplit | SplitPart, SplitPart | None]:

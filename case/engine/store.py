@@ -34,11 +34,13 @@ class ResidentSplit:
         """(V,) rows of each video."""
         return self.offsets.diff()
 
-    def distinct(self, videos: Tensor, positions: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The distinct rows behind ``positions`` (B, T) within ``videos`` (B,), and the index that restores (B, T).
+    def distinct(
+        self, videos: Tensor, positions: Tensor, capacity: int | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The distinct rows behind ``positions`` (..., B, T) within ``videos`` (..., B), and what restores them.
 
-        Positions of a video do not fall. Returns float32 matrices (L, width), one per stream, and int64 (B, T) into
-        their rows.
+        Positions of a video do not fall. Returns float32 (..., L, width), one per stream, and int64 (..., B, T) into
+        their rows; leading dimensions and ``capacity`` as in ``distinct_rows``.
         """
-        rows, index = distinct_rows(positions, self.offsets[videos])
+        rows, index = distinct_rows(positions, self.offsets[videos], capacity)
         return tuple(f[rows].float() for f in self.features), index
