@@ -24,8 +24,9 @@ from case.data import SyntheticConfig, write
 from case.engine import train as training
 from case.engine.checkpoint import load_checkpoint
 from case.engine.learner import Learner
-from case.engine.many import open_many, parse_seeds, parse_sweep, plan_runs, train_many
+from case.engine.many import most_rows, open_many, parse_seeds, parse_sweep, plan_runs, train_many
 from case.engine.runlog import read_entries
+from case.engine.sampling import distinct_rows, random_positions
 from case.engine.stacked import SWEEPABLE, StackedLearner
 
 Told = Callable[[Callable[[], object]], str]
@@ -210,6 +211,19 @@ def test_many_runs_that_are_stopped_say_how_to_go_on(
     assert main(command[command.index("train") :]) == 0
     for folder in ("seed-0-gce_q-0.5", "seed-1-gce_q-0.7"):
         assert load_checkpoint(common.output / folder / "last.safetensors").steps == 6
+
+
+def test_no_batch_has_more_rows_than_it_can(seed: int) -> None:
+    lengths = torch.tensor([[1, 7, 40, 41], [39, 80, 333, 2]])
+    assert most_rows(lengths, 40) == 39 + 40 + 40 + 2
+    starts = torch.cat([torch.zeros(2, 1, dtype=torch.int64), lengths.cumsum(1)[:, :-1]], dim=1)
+    for step in range(20):
+        positions = random_positions(lengths.flatten(), 40, seed, step, torch.arange(8)).view(2, 4, 40)
+        exact, index = distinct_rows(positions, starts)
+        padded, again = distinct_rows(positions, starts, most_rows(lengths, 40))
+        assert exact.shape[1] <= padded.shape[1]
+        assert torch.equal(index, again)
+        assert torch.equal(padded.gather(1, index.flatten(1)), exact.gather(1, index.flatten(1)))
 
 
 def test_seeds_and_sweeps_as_text() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from case.config import Settings, TrainConfig, make_train_config, to_dict, to_toml
 from case.data import atomic_write, make_folder
@@ -130,8 +131,8 @@ class _Steps:
         videos = torch.stack([batch_videos(count, config.batch_size, seed, step) for seed in self._seeds])
         numbers = self._numbers.gather(1, videos)
         lengths = self._lengths[numbers]
-        # As many rows as a batch can have, known without asking the device.
-        capacity = int(lengths.clamp_max(config.num_segments).sum(1).max())
+        # A CPU can be asked how many rows there are; of a GPU's host that would be a wait.
+        capacity = None if device.type == "cpu" else most_rows(lengths, config.num_segments)
         numbers = numbers.to(device)
         seeds = torch.tensor(self._seeds, device=device).repeat_interleave(videos.shape[1]).unsqueeze(1)
         positions = random_positions(
@@ -139,6 +140,11 @@ class _Steps:
         )
         rows, index = whole.distinct(numbers, positions.view(*videos.shape, config.num_segments), capacity)
         return self._learner.step(rows, index, whole.labels[numbers])
+
+
+def most_rows(lengths: Tensor, segments: int) -> int:
+    """The most distinct rows that one of R batches can have, of ``segments`` samples of videos of lengths (R, B)."""
+    return int(lengths.clamp_max(segments).sum(1).max())
 
 
 def _require_sweepable(name: str) -> None:
