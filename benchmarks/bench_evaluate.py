@@ -67,7 +67,7 @@ def evaluate(
 
 def distinct_rows(split: ResidentSplit, settings: Settings) -> int:
     positions = uniform_positions(split.lengths, settings.num_segments)
-    return int(torch.unique(split.offsets[:-1, None] + positions).numel())
+    return int(torch.unique(split.starts[:, None] + positions).numel())
 
 
 def product_seconds(rows: int) -> float:

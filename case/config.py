@@ -118,8 +118,9 @@ class Settings:
     """6a. Cluster labels start at 1/K in both columns (`clusters`), or at 1/2, rows summing to 1 (`classes`)."""
     label_momentum: float = 0.0
     """6b. Cluster labels for inference: share of the running mean kept each step; 0 keeps the last batch's."""
-    keep_checkpoint: Literal["best-test", "last"] = "best-test"
-    """7. Which checkpoint is the run's result. best-test selects on the test set; both are always reported."""
+    keep_checkpoint: Literal["best-test", "best-heldout", "last"] = "best-test"
+    """7. Which checkpoint is the run's result. best-test selects on the test set; best-heldout on --val-fraction of the
+    training videos. All that there are are reported."""
 
     class_names: tuple[str, ...] | None = None
     """Class names in index order; None: THUMOS14's for 20 classes, else class_0, class_1, ..."""
@@ -155,12 +156,17 @@ class TrainConfig(Settings):
     """Go on from the last checkpoint in --output, with its settings; flags win over them."""
     seed: int = 0
     """Decides initial weights, batches and samples."""
+    val_fraction: float = 0.0
+    """Share of the training videos that is held out, chosen by the seed: never trained on, scored at every evaluation
+    against their annotated times; 0: none."""
     eval_every: int = 50
-    """Steps between evaluations on the test split; 0: only at the end."""
+    """Steps between evaluations on the test split and the held-out videos; 0: only at the end."""
     log_every: int = 10
     """Steps between entries in metrics.jsonl and TensorBoard."""
     save_every: int = 200
     """Steps between checkpoints; one is also written at every evaluation."""
+    keep_last: int = 1
+    """Checkpoints of so many last saved steps stay as step-<n>.safetensors; 1: last.safetensors alone."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
     engine: Literal["fast", "plain"] = "fast"
@@ -391,7 +397,7 @@ def _validate_run(config: TrainConfig) -> None:
     for name in ("engine", "precision", "storage", "residence"):
         if getattr(config, name) not in _CHOICES[name]:
             raise CaseError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {getattr(config, name)!r}")
-    for name in ("log_every", "save_every"):
+    for name in ("log_every", "save_every", "keep_last"):
         if getattr(config, name) < 1:
             raise CaseError(f"{name} must be at least 1, got {getattr(config, name)}")
     for name in ("max_steps", "seed"):
@@ -400,6 +406,10 @@ def _validate_run(config: TrainConfig) -> None:
     for name in ("eval_every", "threads", "pictures"):
         if getattr(config, name) < 0:
             raise CaseError(f"{name} must not be negative, got {getattr(config, name)}")
+    if not 0 <= config.val_fraction < 1:
+        raise CaseError(f"val_fraction must lie in [0, 1), got {config.val_fraction!r}")
+    if config.keep_checkpoint == "best-heldout" and not config.val_fraction:
+        raise CaseError("keep_checkpoint best-heldout needs held-out videos; give --val-fraction 0.1, say")
 
 
 _CHOICES = {
@@ -407,7 +417,7 @@ _CHOICES = {
     "prior_ranks": ("argsort", "true"),
     "nms_method": ("decay_once", "hard", "linear", "gaussian"),
     "label_init": ("clusters", "classes"),
-    "keep_checkpoint": ("best-test", "last"),
+    "keep_checkpoint": ("best-test", "best-heldout", "last"),
     "engine": ("fast", "plain"),
     "precision": ("fp32", "tf32", "bf16"),
     "storage": ("stored", "float32", "float16", "bfloat16"),

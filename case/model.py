@@ -31,23 +31,30 @@ class Heads(NamedTuple):
     cluster_logits: Tensor
 
 
+class Product(nn.Linear):
+    """A linear layer in the dtype of its input: what is wide is multiplied in it, weights stay as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
 class Branch(nn.Module):
     """One modality: CAS = W2 relu(W1 x + b1) + b2, E = relu(Wb x + bb), A = sigmoid(wa . E + ba), S = 10 cos(E, P)."""
 
     def __init__(self, width: int, num_classes: int, num_clusters: int, hidden: int, cosine_scale: float) -> None:
         super().__init__()
-        self.cas_hidden = nn.Linear(width, hidden)
-        self.cas = nn.Linear(hidden, num_classes)
-        self.base = nn.Linear(width, hidden)
-        self.attention = nn.Linear(hidden, 1)
+        self.cas_hidden = Product(width, hidden)
+        self.cas = Product(hidden, num_classes)
+        self.base = Product(width, hidden)
+        self.attention = Product(hidden, 1)
         self.prototypes = nn.Parameter(nn.Linear(hidden, num_clusters, bias=False).weight.detach().clone())
         self.cosine_scale = cosine_scale
 
     def forward(self, rows: Tensor) -> Heads:
         # In place: the products' outputs are not needed again.
-        embedding = _product(self.base, rows).relu_().to(self.base.weight.dtype)
+        embedding = self.base(rows).relu_().to(self.base.weight.dtype)
         return Heads(
-            cas=_product(self.cas, _product(self.cas_hidden, rows).relu_()).to(self.cas.weight.dtype),
+            cas=self.cas(self.cas_hidden(rows).relu_()).to(self.cas.weight.dtype),
             embedding=embedding,
             attention=self.attention(embedding).squeeze(-1).sigmoid(),
             cluster_logits=cosine_logits(embedding, self._unit_prototypes(), scale=self.cosine_scale, unit_y=True),
@@ -65,11 +72,6 @@ class Branch(nn.Module):
                 return unit
             self.prototypes.copy_(unit)
         return self.prototypes
-
-
-def _product(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer in the dtype of x: what is wide is multiplied in it, weights stay as they are."""
-    return linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 class CASE(nn.Module):

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from case.config import Settings
 from case.model import Heads
-from case.ops import clustering_losses, generalized_cross_entropy, soft_cross_entropy, topk_pool
-from case.ops.losses import ClusteringLosses
+from case.ops import ClusteringLosses, clustering_losses, generalized_cross_entropy, soft_cross_entropy, topk_pool
 
 
 class Losses(NamedTuple):
@@ -42,10 +41,32 @@ def fuse(cas: Tensor, attention: Tensor, cluster_foreground: Tensor | None = Non
 
 
 def pseudo_labels(indices: Tensor, labels: Tensor, segments: int) -> Tensor:
-    """g (B, T): 1 at the top-k positions (B, k, C) of any class present in labels (B, C), else 0."""
-    hits = torch.zeros(indices.shape[0], segments, indices.shape[2], device=indices.device)
-    hits.scatter_(1, indices, 1.0)
-    return (hits * (labels > 0).unsqueeze(1)).amax(-1)
+    """g (..., T): 1 at the top-k positions (..., k, C) of any class present in labels (..., C), else 0."""
+    hits = torch.zeros(*indices.shape[:-2], segments, indices.shape[-1], device=indices.device)
+    hits.scatter_(-2, indices, 1.0)
+    return (hits * (labels > 0).unsqueeze(-2)).amax(-1)
+
+
+def video_loss(cas: Tensor, attention: Tensor, labels: Tensor, settings: Settings, batch: int) -> tuple[Tensor, Tensor]:
+    """L_V on the top-k snippets of each class, a mean over ``batch`` videos; the same top-k's pseudo-labels.
+
+    cas (M, ..., B, T, C), attention (M, ..., B, T), labels (..., B, C) -> L_V (...) and g (..., B, T).
+    """
+    segments = cas.shape[-2]
+    selector = fuse(cas.detach(), attention.detach())
+    k = max(1, segments // settings.topk_divisor)
+    pooled, indices = topk_pool(selector, cas, k, return_indices=True)
+    target = labels / labels.sum(-1, keepdim=True) + 1e-10
+    losses = soft_cross_entropy(pooled, target.expand_as(pooled), reduction="none")
+    return losses.sum((0, -1)) / (cas.shape[0] * batch), pseudo_labels(indices, labels, segments)
+
+
+def attention_loss(attention: Tensor, foreground: Tensor, q: float, batch: int) -> Tensor:
+    """L_A (...): generalized cross entropies of attention (M, ..., B, T) against g (..., B, T), and of 1 - both."""
+    g = foreground.expand_as(attention)
+    per_video = generalized_cross_entropy(attention, g, q=q, reduction="none")
+    per_video = per_video + generalized_cross_entropy(1 - attention, 1 - g, q=q, reduction="none")
+    return per_video.sum((0, -1)) / batch
 
 
 def training_losses(
@@ -72,34 +93,30 @@ def training_losses(
     Returns:
         ``Losses``; without ``settings.clustering`` the clustering losses are 0 and the cluster labels those given.
     """
-    segments = index.shape[1]
     batch = index.shape[0] if batch is None else batch
     cas, attention = heads.cas[:, index], heads.attention[:, index]
-
-    # 1. Video classification on the top-k snippets of each class.
-    selector = fuse(cas.detach(), attention.detach())
-    k = max(1, segments // settings.topk_divisor)
-    pooled, indices = topk_pool(selector, cas, k, return_indices=True)
-    target = labels / labels.sum(1, keepdim=True) + 1e-10
-    video = soft_cross_entropy(pooled, target.expand_as(pooled), reduction="sum") / (pooled.shape[0] * batch)
-
-    # 2. Attention against the pseudo-labels that the same top-k gives.
-    foreground = pseudo_labels(indices, labels, segments)
-    g = foreground.expand_as(attention)
-    q = settings.gce_q
-    per_video = generalized_cross_entropy(attention, g, q=q, reduction="none")
-    per_video = per_video + generalized_cross_entropy(1 - attention, 1 - g, q=q, reduction="none")
-    attending = per_video.sum() / batch
-
-    # 3., 4. Snippet clustering and cluster classification, on all snippets of the batch as one set.
+    video, foreground = video_loss(cas, attention, labels, settings, batch)
+    attending = attention_loss(attention, foreground, settings.gce_q, batch)
     total = video + attending
     if not settings.clustering:
         zero = torch.zeros_like(video)
         return Losses(total, video, attending, zero, zero, cluster_labels)
-    scc, ccc, new_labels = clustering(
-        heads.cluster_logits,
-        heads.embedding,
-        heads.attention.detach().mean(0),
+    scc, ccc, new_labels = clustering_of(
+        heads.cluster_logits, heads.embedding, heads.attention, index, foreground, cluster_labels, settings, clustering
+    )
+    total = total + settings.w_clu * scc + settings.w_cls * ccc
+    return Losses(total, video, attending, scc, ccc, new_labels)
+
+
+def clustering_of(
+    logits: Tensor, embedding: Tensor, attention: Tensor, index: Tensor, foreground: Tensor, cluster_labels: Tensor,
+    settings: Settings, compute: Callable[..., ClusteringLosses] = clustering_losses,
+) -> ClusteringLosses:  # fmt: skip
+    """L_C, L_R and R of the heads (M, L, ...) of one batch, its snippets as one set; index and foreground (B, T)."""
+    return compute(
+        logits,
+        embedding,
+        attention.detach().mean(0),
         foreground.flatten(),
         cluster_labels,
         index=index.flatten(),
@@ -109,5 +126,3 @@ def training_losses(
         cosine_scale=settings.cosine_scale,
         n_iters=settings.ot_iters,
     )
-    total = total + settings.w_clu * scc + settings.w_cls * ccc
-    return Losses(total, video, attending, scc, ccc, new_labels)

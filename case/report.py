@@ -32,9 +32,7 @@ def ap_rows(results: Mapping[str, MeanAP]) -> Table:
     A result without classes has "-". Raises ``ValueError`` where results have different thresholds.
     """
     tiou = _common_tiou(results)
-    at = {round(t, 6): i for i, t in enumerate(tiou)}
-    averages = {name: [at[t] for t in over] for name, over in AVERAGES.items() if all(t in at for t in over)}
-    averages = averages or {"mean": list(range(len(tiou)))}
+    averages = _averages(tiou)
     rows = []
     for name, result in results.items():
         if not result.classes:
@@ -43,6 +41,23 @@ def ap_rows(results: Mapping[str, MeanAP]) -> Table:
         mean_ap = result.per_tiou
         rows.append([name, *_percent(mean_ap), *_percent(mean_ap[over].mean() for over in averages.values())])
     return ["result", *(f"{t:g}" for t in tiou), *averages], rows
+
+
+def spread_rows(results: Mapping[str, Sequence[MeanAP]]) -> Table:
+    """Mean and standard deviation (n - 1) over runs of what ``ap_rows`` shows, in %; one row per named group of runs.
+
+    Without a deviation where there is one run alone. Raises ``ValueError`` where results have different thresholds.
+    """
+    tiou = _common_tiou({f"{name} {i}": run for name, runs in results.items() for i, run in enumerate(runs)})
+    averages = _averages(tiou)
+    rows = []
+    for name, runs in results.items():
+        values = 100 * np.array([[*r.per_tiou, *(r.per_tiou[over].mean() for over in averages.values())] for r in runs])
+        cells = [f"{mean:.1f}" for mean in values.mean(0)]
+        if len(runs) > 1:
+            cells = [f"{mean} ± {deviation:.1f}" for mean, deviation in zip(cells, values.std(0, ddof=1), strict=True)]
+        rows.append([name, str(len(runs)), *cells])
+    return ["setting", "n", *(f"{t:g}" for t in tiou), *averages], rows
 
 
 def protocol_rows(results: Mapping[str, MeanAP]) -> Table:
@@ -106,10 +121,12 @@ def write_markdown(
     *,
     title: str = "Run",
     origin: Mapping[str, str] | None = None,
+    heldout: Mapping[str, MeanAP] | None = None,
 ) -> None:
     """Write a short report of a run as Markdown, atomically.
 
-    It has the settings that differ from their defaults, mAP of each result, AP by class of the first, where it all
+    It has the settings that differ from their defaults, mAP of each result, and on held-out training videos
+    (``heldout``, by the same names) if there are any, AP by class of the first, where it all
     comes from (``origin``: date, command, versions, by name), and the pictures by paths relative to the report, so
     that the folder can be moved. Raises ``CaseError`` where the system refuses to write.
     """
@@ -123,6 +140,13 @@ def write_markdown(
             "`best-test` was chosen by its score on the test set, as published results of this method are; it says "
             "less about new videos than `last`."
         )
+    if heldout:
+        parts += [
+            "## mAP of the held-out training videos (%)",
+            "They were never trained on. `best-heldout` has the highest of these, so that it too is above what new "
+            "videos would give; its mAP on the test split, above, is not.",
+            _markdown(*ap_rows(heldout)),
+        ]
     changed = changed_settings(settings)
     parts += ["## Settings", _markdown(["setting", "value", "default"], changed) if changed else "All at defaults."]
     first = next(((name, result) for name, result in results.items() if result.classes), None)
@@ -133,6 +157,30 @@ def write_markdown(
     if pictures:
         parts += ["## Pictures", *(_picture(Path(picture), Path(path).parent) for picture in pictures)]
     atomic_write(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def write_summary(
+    path: PathLike, settings: Settings, tables: Mapping[str, Table], *, title: str, origin: Mapping[str, str]
+) -> None:
+    """Write a report of many runs as Markdown, atomically: each table under its name, the settings, the origin.
+
+    Raises ``CaseError`` where the system refuses to write.
+    """
+    about = f"Protocol `{settings.protocol}`. Mean ± standard deviation (n - 1) over the seeds."
+    parts = [f"# {_escape(title)}", about]
+    for name, table in tables.items():
+        parts += [f"## {_escape(name)}", _markdown(*table)]
+    changed = changed_settings(settings)
+    parts += ["## Settings", _markdown(["setting", "value", "default"], changed) if changed else "All at defaults."]
+    parts += ["## Origin", _markdown(["what", "value"], list(origin.items()))]
+    atomic_write(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def _averages(tiou: Sequence[float]) -> dict[str, list[int]]:
+    """Places of the thresholds of each average that can be made: those of ``AVERAGES``, or the mean over all."""
+    at = {round(t, 6): i for i, t in enumerate(tiou)}
+    averages = {name: [at[t] for t in over] for name, over in AVERAGES.items() if all(t in at for t in over)}
+    return averages or {"mean": list(range(len(tiou)))}
 
 
 def _common_tiou(results: Mapping[str, MeanAP]) -> tuple[float, ...]:

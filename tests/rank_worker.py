@@ -19,6 +19,7 @@ from case.cli import main
 from case.commands.train import configure
 from case.engine import train as training
 from case.engine.distributed import joined
+from case.engine.learner import Learner
 
 
 def die(*_: object) -> None:
@@ -36,20 +37,20 @@ def stop(*_: object) -> None:
 def end_at(step: int, where: str) -> None:
     """At that step, "die", "freeze" or be told to "stop" in the step itself, or die in its save: "fsync", written but
     perhaps not on the disk, or "replace", before the file takes its name."""
-    make_step, save = training._step, training.save_checkpoint
+    make_step, save = Learner.step, training.save_checkpoint
     endings: dict[str, Callable[..., None]] = {"die": die, "freeze": freeze, "stop": stop}
 
-    def stepping(run: training.TrainingRun) -> Any:
-        if run.learner.steps == step and where in endings:
+    def stepping(self: Learner, *args: Any) -> Any:
+        if self.steps == step and where in endings:
             endings[where]()
-        return make_step(run)
+        return make_step(self, *args)
 
     def saving(path: Path, learner: Any, notes: dict[str, Any]) -> None:
         if learner.steps == step and where not in endings:
             setattr(os, where, die)
         save(path, learner, notes)
 
-    training._step, training.save_checkpoint = stepping, saving
+    Learner.step, training.save_checkpoint = stepping, saving  # type: ignore[method-assign]
 
 
 def train_all(folder: Path, runs: list[tuple[str, dict[str, Any]]]) -> None:
@@ -59,7 +60,7 @@ def train_all(folder: Path, runs: list[tuple[str, dict[str, Any]]]) -> None:
             training.run_training(run)
             outcome = {"tensors": run.learner.state()["tensors"], "best": run.best}
             if run.evaluated is not None:
-                localized = run.evaluated[1]
+                localized = run.evaluated.localized
                 outcome["activations"] = tuple(localized.activations)
                 outcome["detections"] = tuple(localized.detections)
                 outcome["videos"] = localized.videos

@@ -196,7 +196,7 @@ def test_losses_weights_and_labels_are_those_of_one_process(outcomes: Outcomes, 
 def test_evaluation_is_that_of_one_process(outcomes: Outcomes, size: int) -> None:
     """5 videos over 2 and 3 processes: activations and detections on rank 0, in order, and the mAP everywhere."""
     assert outcomes.one["even"].evaluated is not None
-    expected = outcomes.one["even"].evaluated[1]
+    expected = outcomes.one["even"].evaluated.localized
     first, *others = outcomes.ranks("even", size)
     assert first["videos"] == expected.videos
     assert tuple(video for part in [*others] for video in part["videos"]) == expected.videos[-(-5 // size) :]
@@ -360,7 +360,7 @@ def test_torchrun_starts_it(outcomes: Outcomes, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "score.json").read_text())["mAP"]
     last = outcomes.one["even"].evaluated
     assert last is not None
-    assert found == pytest.approx(last[2].mean_ap.mean, abs=1e-6)
+    assert found == pytest.approx(last.score.mean_ap.mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

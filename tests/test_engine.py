@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from case.commands.train import configure
 from case.config import TrainConfig, make_settings
 from case.data import GroundTruth, SyntheticConfig, VideoTruth, write
+from case.engine import checkpoint
 from case.engine import train as training
-from case.engine.checkpoint import load_checkpoint
+from case.engine.checkpoint import load_checkpoint, step_files
 from case.engine.choices import DEVIATIONS, localization_choices
 from case.engine.evaluate import Localized, localize_split, pose_split, relocalize
 from case.engine.learner import Learner
@@ -102,6 +103,10 @@ def test_distinct_rows(seed: int) -> None:
     padded, again = distinct_rows(positions, starts, capacity=200)
     assert torch.equal(padded, torch.cat([wanted, wanted.new_zeros(200 - len(wanted))]))
     assert torch.equal(again, restored)
+    batches, indices = distinct_rows(torch.stack([positions, positions.flip(0)]), torch.stack([starts, starts.flip(0)]))
+    assert torch.equal(batches[0], rows)
+    assert torch.equal(indices[0], index)
+    assert torch.equal(batches[1][indices[1]].flip(0), rows[index])
 
 
 def test_every_video_is_seen_once_an_epoch() -> None:
@@ -117,18 +122,18 @@ def test_distinct_rows_change_nothing(seed: int) -> None:
     torch.manual_seed(seed)
     settings = make_settings(num_classes=3, num_clusters=4, hidden=16, num_segments=24, protocol="corrected", lr=1e-2)
     lengths = torch.tensor([5, 30, 11])
-    offsets = torch.tensor([0, 5, 35, 46])
+    starts = torch.tensor([0, 5, 35])
     features = tuple(torch.randn(46, 8) for _ in range(2))
-    split = ResidentSplit(("a", "b", "c"), features, offsets, torch.eye(3))
+    split = ResidentSplit(("a", "b", "c"), features, starts, lengths, torch.eye(3))
     torch.manual_seed(seed)
     fast = Learner((8, 8), settings)
     torch.manual_seed(seed)
     plain = Learner((8, 8), settings)
     for step in range(4):
         positions = random_positions(lengths, 24, seed, step, torch.arange(3))
-        rows, index, _ = split.rows(torch.arange(3), positions)
+        rows, index, _ = split.sampled(torch.arange(3), 24, seed, step)
         assert rows[0].shape[0] < positions.numel()
-        ids = (offsets[:3, None] + positions).flatten()
+        ids = (starts[:, None] + positions).flatten()
         everything = torch.arange(ids.numel()).view(3, 24)
         a = fast.step(rows, index, split.labels)
         b = plain.step([f[ids] for f in features], everything, split.labels)
@@ -142,7 +147,8 @@ def test_localizing_again_is_localizing_with_these_settings(seed: int, monkeypat
     torch.manual_seed(seed)
     settings = make_settings(num_classes=3, num_clusters=4, hidden=16, num_segments=24, class_threshold=0.1)
     features = tuple(torch.randn(60, 8) for _ in range(2))
-    split = ResidentSplit(tuple("abcde"), features, torch.tensor([0, 5, 30, 31, 50, 60]), torch.zeros(5, 3))
+    offsets = torch.tensor([0, 5, 30, 31, 50, 60])
+    split = ResidentSplit(tuple("abcde"), features, offsets[:-1], offsets.diff(), torch.zeros(5, 3))
     learner = Learner((8, 8), settings)
     labels = torch.rand(4, 2)
 
@@ -217,14 +223,14 @@ def test_a_signal_leaves_a_resumable_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     run = training.open_run(config(data, tmp_path / "run", eval_every=0))
-    step = training._step
+    step = Learner.step
 
-    def interrupted(run: training.TrainingRun) -> Any:
-        if run.learner.steps == 2:
+    def interrupted(self: Learner, *args: Any) -> Any:
+        if self.steps == 2:
             os.kill(os.getpid(), number)
-        return step(run)
+        return step(self, *args)
 
-    monkeypatch.setattr(training, "_step", interrupted)
+    monkeypatch.setattr(Learner, "step", interrupted)
     with pytest.raises(training.Interrupted):
         training.run_training(run)
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").steps == 3
@@ -259,6 +265,46 @@ def test_a_full_disk_leaves_nothing_half_written(data: Path, tmp_path: Path, mon
         run.save("last.safetensors", None)
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
     assert not list((tmp_path / "run").glob(".tmp*"))
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return [load_checkpoint(path).steps for path in step_files(folder)]
+
+
+def test_the_last_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    values = {"max_steps": 12, "eval_every": 0, "save_every": 3}
+    training.run_training(training.open_run(config(data, output, keep_last=2, **values)))
+    assert steps_kept(output) == [9, 12]
+    assert (output / "step-12.safetensors").read_bytes() == (output / "last.safetensors").read_bytes()
+    values["max_steps"] = 15
+    training.run_training(training.open_run(config(data, output, keep_last=3, resume=True, **values)))
+    assert steps_kept(output) == [9, 12, 15]
+    values["max_steps"] = 16
+    training.run_training(training.open_run(config(data, output, resume=True, **values)))
+    assert steps_kept(output) == []
+    with pytest.raises(CaseError, match="keep_last must be at least 1, got 0"):
+        config(data, output, keep_last=0)
+
+
+def test_the_oldest_checkpoint_goes_only_after_the_new_one_is_there(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training.open_run(config(data, tmp_path / "run", keep_last=2, eval_every=0, save_every=2))
+    training.run_training(run)
+    assert steps_kept(tmp_path / "run") == [4, 6]
+    run.learner.steps = 8
+    save = checkpoint.save_checkpoint
+
+    def full(path: Path, *args: Any) -> None:
+        if path.name.startswith("step-"):
+            raise CaseError("no space left")
+        save(path, *args)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
+    with pytest.raises(CaseError, match="no space"):
+        run.save("last.safetensors", None)
+    assert steps_kept(tmp_path / "run") == [4, 6]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "missing", "incomplete"])
@@ -316,7 +362,7 @@ def test_a_gpu_trains_and_localizes_as_the_cpu_does(data: Path, tmp_path: Path) 
         training.run_training(run)
         losses[device] = [e["total"] for e in read_entries(output / "metrics.jsonl") if e["kind"] == "train"]
         assert run.evaluated is not None
-        detections[device] = run.evaluated[1].detections.score.numel()
+        detections[device] = run.evaluated.localized.detections.score.numel()
     np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=1e-3)
     assert abs(detections["cuda"] - detections["cpu"]) <= 0.02 * detections["cpu"]
 

@@ -14,6 +14,7 @@ from case.report import (
     protocol_changes,
     protocol_rows,
     recall_rows,
+    spread_rows,
     write_markdown,
 )
 
@@ -81,6 +82,15 @@ def test_changes_are_those_of_the_last_average() -> None:
     assert [row[-1] for row in rows] == ["-", "+0.00", "+1.00"]
     tail = {"a": result(0.4, 0.2, tiou=(0.5, 0.75)), "b": result(0.3, 0.1, tiou=(0.5, 0.75))}
     assert protocol_changes(tail)["b"] == pytest.approx(-0.1)
+
+
+def test_mean_and_deviation_over_runs() -> None:
+    runs = [result(level, 0.2, tiou=(0.5, 0.75)) for level in (0.4, 0.5, 0.6)]
+    columns, rows = spread_rows({"lr=1": runs, "lr=2": runs[:1]})
+    assert columns == ["setting", "n", "0.5", "0.75", "mean"]
+    assert rows == [["lr=1", "3", "50.0 ± 10.0", "20.0 ± 0.0", "35.0 ± 5.0"], ["lr=2", "1", "40.0", "20.0", "30.0"]]
+    with pytest.raises(ValueError, match="same IoU thresholds"):
+        spread_rows({"a": [*runs, PUBLISHED]})
 
 
 def test_errors_and_recall() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from case import console
 from case.commands._flags import expand_tiou, parse, peek, program
@@ -13,15 +17,30 @@ from case.data import open_folder
 from case.errors import CaseError
 
 
+@dataclass(frozen=True)
+class TrainFlags(TrainConfig):
+    """A configuration, and how many runs are made of it."""
+
+    seeds: str = ""
+    """Train a run for each of these seeds at once: 0-7, or 0,3,5; each gets a folder in --output."""
+    sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Train a run for each value of a setting at once: w_cls=0.1,0.3; may be repeated for all combinations."""
+
+
 def run(argv: Sequence[str]) -> int:
     args = expand_tiou(argv)
     helping = "-h" in args or "--help" in args
     default = make_train_config({}) if helping else configure(_values(args))
-    config = parse(
-        TrainConfig, args, command="train", default=default,
+    flags = parse(
+        TrainFlags, args, command="train", default=TrainFlags(**vars(default)),
         description="Train CASE on a data folder, evaluate on its test split, write everything to --output.",
     )  # fmt: skip
-    return train(make_train_config(vars(config)))
+    config = make_train_config(vars(flags))
+    if not (flags.seeds or flags.sweep):
+        return train(config)
+    if flags.seeds and any(word.partition("=")[0] == "--seed" for word in args):
+        raise CaseError("give --seed for one run, or --seeds for many, not both")
+    return train_all(config, flags.seeds, flags.sweep)
 
 
 def train(config: TrainConfig) -> int:
@@ -51,6 +70,27 @@ def train(config: TrainConfig) -> int:
         raise CaseError(f"{lost}; {cure}") from lost
     if ranks.first:
         finish_run(training)
+    return 0
+
+
+def train_all(config: TrainConfig, seeds: str, sweep: Sequence[str]) -> int:
+    """As ``train``, a run for each seed and each combination of swept values, in one process."""
+    from case.engine.many import open_many, parse_seeds, parse_sweep, plan_runs, train_many
+    from case.engine.signals import Interrupted
+    from case.engine.summary import finish_many
+
+    planned = plan_runs(config, parse_seeds(seeds) if seeds else (config.seed,), parse_sweep(sweep))
+    runs = open_many(config, planned)
+    try:
+        train_many(config, runs)
+    except Interrupted:
+        flags = [*(["--seeds", seeds] if seeds else []), *(word for text in sweep for word in ("--sweep", text))]
+        console.note(
+            f"stopped after step {runs[0].learner.steps} of {config.max_steps}; go on with: "
+            f"{program()} train --resume --output {config.output} {shlex.join(flags)}"
+        )
+        return 130
+    finish_many(config, planned, runs)
     return 0
 
 

@@ -7,6 +7,7 @@ that a checkpoint can be used without the run it came from.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from case.config import Settings, settings_from, to_dict
 from case.data import atomic_write
+from case.data.files import reason
 from case.engine.learner import Learner
 from case.errors import CaseError
 from case.model import CASE
@@ -64,6 +66,27 @@ def save_checkpoint(path: Path, learner: Learner, notes: dict[str, Any]) -> None
         "notes": notes,
     }
     atomic_write(path, save(state["tensors"], metadata={"case": json.dumps(description)}))
+
+
+def save_step(folder: Path, learner: Learner, notes: dict[str, Any], keep: int) -> None:
+    """Write ``step-<n>.safetensors`` beside the others of the folder, then remove all but the ``keep`` of most steps.
+
+    A ``keep`` of 1 keeps none, since the last step has a file of its own. Raises ``CaseError`` where the disk refuses;
+    then nothing is removed.
+    """
+    if keep > 1:
+        save_checkpoint(folder / f"step-{learner.steps}.safetensors", learner, notes)
+    for path in step_files(folder)[: None if keep == 1 else -keep]:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CaseError(f"cannot remove {path}: {reason(error)}; then use --resume") from error
+
+
+def step_files(folder: Path) -> list[Path]:
+    """``step-<n>.safetensors`` of a run folder, by n."""
+    found = {int(m[1]): path for path in folder.iterdir() if (m := re.fullmatch(r"step-(\d+)\.safetensors", path.name))}
+    return [found[step] for step in sorted(found)]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

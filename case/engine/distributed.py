@@ -95,6 +95,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def started() -> int:
+    """How many processes ``torchrun`` started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _ENVIRONMENT) else 1
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """The processes that ``torchrun`` started, or ``ALONE`` without it; all but rank 0 print errors only.
@@ -103,7 +108,7 @@ def joined(device: str) -> Iterator[Ranks]:
     else through gloo. Raises ``CaseError`` where there is no such device, and ``RankLost`` in one line, in every
     process that is left, when another ends or says nothing for ``CASE_RANK_TIMEOUT`` seconds (600).
     """
-    size = int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _ENVIRONMENT) else 1
+    size = started()
     if size == 1:
         yield ALONE
         return

@@ -7,13 +7,14 @@ Padded rows are the split's first; no sample points at them, so they enter no lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from case.engine.learner import Learner
-from case.engine.sampling import distinct_rows, random_positions
+from case.engine.stacked import StackedLearner
 from case.engine.store import ResidentSplit, most_distinct
 from case.objective import Losses
 
@@ -24,20 +25,25 @@ GRANULE = 1024
 class StaticSteps:
     """Steps of a learner on a split that lies on its device, in static shapes.
 
+    With a ``StackedLearner`` the split is ``stacked`` and there is a seed for each of R runs; shapes have R in front.
+
     The first step of each capacity runs as it is, on the stream that captures: it makes what a capture must find made
     (libraries, kernels, the optimizer's state). The second is captured, and it and all others are replays. Where
     ``capture`` is false nothing is ever captured; that is for tests without a GPU.
     """
 
-    def __init__(self, learner: Learner, split: ResidentSplit, batch_size: int, seed: int, *, capture: bool) -> None:
-        self.learner, self.split, self.seed = learner, split, seed
-        self.capture = capture
-        self._lengths, self._starts = split.lengths, split.offsets[:-1]
-        self._rows_of = self._lengths.tolist()
-        batch_size = min(batch_size, len(self._rows_of))
+    def __init__(
+        self, learner: Learner | StackedLearner, split: ResidentSplit, batch_size: int, seed: int | Tensor,
+        *, capture: bool,
+    ) -> None:  # fmt: skip
+        self.learner, self.split, self.capture = learner, split, capture
+        self._seed = seed[:, None, None].to(split.device) if isinstance(seed, Tensor) else seed
+        self._lengths = split.lengths.cpu()
+        *lead, count = self._lengths.shape
         # The step's number and its videos: one copy to the device a step.
-        self._given = torch.zeros(1 + batch_size, dtype=torch.int64, device=split.device)
-        self._shown = torch.zeros(5, device=split.device)
+        self._batch = (*lead, min(batch_size, count))
+        self._given = torch.zeros(1 + math.prod(self._batch), dtype=torch.int64, device=split.device)
+        self._shown = torch.zeros(5, *lead, device=split.device)
         self._graphs: dict[int, Callable[[], None] | None] = {}
         if capture:
             self._stream = torch.cuda.Stream(split.device)
@@ -46,9 +52,9 @@ class StaticSteps:
     def step(self, videos: Tensor) -> Losses:
         """One update on ``videos`` (B,), on the host. The losses are overwritten by the next step."""
         segments = self.learner.settings.num_segments
-        capacity = most_distinct([self._rows_of[v] for v in videos.tolist()], segments)
+        capacity = most_distinct(self._lengths.gather(-1, videos), segments)
         capacity = -(-capacity // GRANULE) * GRANULE
-        given = torch.cat([torch.tensor([self.learner.steps]), videos])
+        given = torch.cat([torch.tensor([self.learner.steps]), videos.flatten()])
         if not self.capture:
             self._given.copy_(given)
             self._run(capacity)
@@ -79,9 +85,7 @@ class StaticSteps:
         return graph.replay
 
     def _run(self, capacity: int) -> None:
-        step, videos = self._given[0], self._given[1:]
-        segments = self.learner.settings.num_segments
-        positions = random_positions(self._lengths[videos], segments, self.seed, step, videos)
-        rows, index = distinct_rows(positions, self._starts[videos], capacity)
-        losses = self.learner.update(self.split.gather(rows), index, self.split.labels[videos])
+        step, videos = self._given[0], self._given[1:].view(self._batch)
+        rows = self.split.sampled(videos, self.learner.settings.num_segments, self._seed, step, capacity)
+        losses = self.learner.update(*rows)
         self._shown.copy_(torch.stack(losses[:5]).detach())

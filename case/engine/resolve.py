@@ -17,8 +17,9 @@ from case.engine.checkpoint import Checkpoint, load_checkpoint
 from case.engine.distributed import ALONE, Ranks
 from case.engine.evaluate import Localized, concatenate, localize_split
 from case.engine.precision import Precision, rows_dtype, set_products
+from case.engine.selection import CHECKPOINTS, LAST
 from case.engine.store import ResidentSplit
-from case.engine.train import BEST, LAST, pick_device
+from case.engine.train import pick_device
 from case.errors import CaseError
 from case.inference import video_accuracy
 from case.model import CASE
@@ -111,7 +112,7 @@ class Opened:
 
 
 def open_checkpoint(path: Path, *, device: str = "auto", precision: Precision = "fp32", ranks: Ranks = ALONE) -> Opened:
-    """A checkpoint file, or the kept checkpoint of a run folder (``keep_checkpoint``: best on test, or last)."""
+    """A checkpoint file, or the kept checkpoint of a run folder (``keep_checkpoint``: last, or best on some split)."""
     if not path.exists():
         raise CaseError(f"{path}: no such run folder or checkpoint; check the path")
     file = kept_checkpoint(path) if path.is_dir() else path
@@ -125,5 +126,5 @@ def kept_checkpoint(run: Path) -> Path:
     last = run / LAST
     if not last.exists():
         raise CaseError(f"{run}: no {LAST} in this folder; give a run folder or a checkpoint")
-    keep = load_checkpoint(last).settings.keep_checkpoint
-    return run / BEST if keep == "best-test" and (run / BEST).exists() else last
+    kept = run / CHECKPOINTS[load_checkpoint(last).settings.keep_checkpoint]
+    return kept if kept.exists() else last

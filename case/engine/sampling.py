@@ -14,22 +14,22 @@ _ORDER, _POSITIONS = 0, 1
 
 
 def uniform_positions(lengths: Tensor, segments: int) -> Tensor:
-    """(V, T) int64: row floor(i * L / T) of each video of L rows (testing)."""
-    return torch.arange(segments, device=lengths.device) * lengths.unsqueeze(1) // segments
+    """(..., V, T) int64: row floor(i * L / T) of each video of L rows (testing); lengths (..., V)."""
+    return torch.arange(segments, device=lengths.device) * lengths.unsqueeze(-1) // segments
 
 
-def random_positions(lengths: Tensor, segments: int, seed: int, step: int | Tensor, videos: Tensor) -> Tensor:
-    """(B, T) int64: one row out of each of T stretches of every video (training).
+def random_positions(lengths: Tensor, segments: int, seed: int | Tensor, step: int | Tensor, videos: Tensor) -> Tensor:
+    """(..., B, T) int64: one row out of each of T stretches of every video (training).
 
     Stretch i reaches from floor(i L / T) to floor((i + 1) L / T), both ends included, the last to L - 1; a video of
-    exactly T rows is taken whole. lengths and videos (B,) int64, the latter the numbers that name the videos; step may
-    be a tensor, so that a captured graph can count on.
+    exactly T rows is taken whole. lengths and videos (..., B) int64, the latter the numbers that name the videos; step
+    may be a tensor, so that a captured graph can count on, and seed (..., 1, 1), one for each batch.
     """
-    length = lengths.unsqueeze(1)
+    length = lengths.unsqueeze(-1)
     low = uniform_positions(lengths, segments)
-    high = torch.cat([low[:, 1:], length - 1], dim=1)
+    high = torch.cat([low[..., 1:], length - 1], dim=-1)
     segment = torch.arange(segments, device=lengths.device)
-    bits = random_bits(seed, _POSITIONS, step, videos.unsqueeze(1), segment)
+    bits = random_bits(seed, _POSITIONS, step, videos.unsqueeze(-1), segment)
     # 32 bits times a stretch of fewer than 2^31 rows: whole numbers, so every device agrees.
     drawn = low + (_shifted(bits, 32) * (high - low + 1) >> 32)
     return torch.where(length == segments, low, drawn)
@@ -44,23 +44,24 @@ def batch_videos(count: int, batch_size: int, seed: int, step: int) -> Tensor:
 
 
 def distinct_rows(positions: Tensor, starts: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor]:
-    """The rows that ``positions`` (B, T) name, each once, and the index (B, T) that restores them.
+    """The rows that ``positions`` (..., B, T) name, each once, and the index (..., B, T) that restores them.
 
-    Positions of a video do not fall, so a row is new where it differs from the one before: no sort. Rows (L,) int64
-    count from the start of the split's first video; ``starts`` (B,) is where each video begins. With ``capacity`` there
-    are as many rows, those beyond the last being the split's first, and nothing waits for the device.
+    Positions of a video do not fall, so a row is new where it differs from the one before: no sort. Rows (..., L) int64
+    count from the start of the split's first video; ``starts`` (..., B) is where each video begins. Leading dimensions
+    are batches of their own, L the most that one of them needs. With ``capacity`` there are as many rows, and nothing
+    waits for the device; rows beyond the last of a batch are the split's first.
     """
     fresh = torch.ones_like(positions, dtype=torch.bool)
-    fresh[:, 1:] = positions[:, 1:] != positions[:, :-1]
-    index = fresh.flatten().cumsum(0) - 1
-    count = int(fresh.sum()) if capacity is None else capacity
-    rows = torch.zeros(count, dtype=torch.int64, device=positions.device)
+    fresh[..., 1:] = positions[..., 1:] != positions[..., :-1]
+    index = fresh.flatten(-2).cumsum(-1) - 1
+    count = int(fresh.sum((-2, -1)).max()) if capacity is None else capacity
+    rows = torch.zeros(*index.shape[:-1], count, dtype=torch.int64, device=positions.device)
     # Repeats write the same value, so their order does not matter.
-    rows.scatter_(0, index, (positions + starts.unsqueeze(1)).flatten())
+    rows.scatter_(-1, index, (positions + starts.unsqueeze(-1)).flatten(-2))
     return rows, index.view(positions.shape)
 
 
-def random_bits(seed: int, *counters: int | Tensor) -> Tensor:
+def random_bits(seed: int | Tensor, *counters: int | Tensor) -> Tensor:
     """64 random bits as int64 for each combination of ``counters``, which broadcast; at least one is a tensor.
 
     Splitmix64's finaliser over the numbers one after the other: neighbouring seeds and counters share nothing.

@@ -28,15 +28,17 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ResidentSplit:
-    """A split where it fits: on the device that computes, or in host memory (or a file that maps into it) beside it.
+    """Videos of a split where it fits: on the device that computes, or in host memory (or a file mapped into it).
 
-    features: per stream (R, width) in the dtype it is stored in; offsets (V + 1,) int64 beside them; labels (V, C)
-    float32 on ``device``, where batches go in ``dtype``.
+    features: per stream (R, width) in the dtype it is stored in; starts and lengths (V,) int64 beside them: first row
+    of each video, and how many; labels (V, C) float32 on ``device``, where batches go in ``dtype``. Videos are numbered
+    by their places here, whatever part of the rows they take.
     """
 
     videos: tuple[str, ...]
     features: tuple[Tensor, ...]
-    offsets: Tensor
+    starts: Tensor
+    lengths: Tensor
     labels: Tensor
     dtype: torch.dtype = torch.float32
 
@@ -54,41 +56,45 @@ class ResidentSplit:
         home = device if residence == "device" else torch.device("cpu")
         features = tuple(torch.from_numpy(f).to(home, storage) for f in split.features)
         offsets, labels = torch.from_numpy(split.offsets).to(home), torch.from_numpy(split.labels).to(device)
-        return cls(split.videos, features, offsets, labels, dtype)
-
-    @property
-    def lengths(self) -> Tensor:
-        """(V,) rows of each video."""
-        return self.offsets.diff()
+        return cls(split.videos, features, offsets[:-1], offsets.diff(), labels, dtype)
 
     @property
     def device(self) -> torch.device:
         """Where batches go."""
         return self.labels.device
 
-    def part(self, videos: slice) -> ResidentSplit:
-        """A stretch of neighbouring videos; nothing is copied."""
-        offsets = self.offsets[videos.start : videos.stop + 1]
-        return replace(self, videos=self.videos[videos], offsets=offsets, labels=self.labels[videos])
+    def part(self, videos: slice | Tensor) -> ResidentSplit:
+        """Some of the videos, neighbours or by their numbers (P,) on the host; no row is copied."""
+        numbers = torch.arange(len(self.videos))[videos]
+        here, there = numbers.to(self.starts.device), numbers.to(self.device)
+        names = tuple(self.videos[v] for v in numbers.tolist())
+        return replace(
+            self, videos=names, starts=self.starts[here], lengths=self.lengths[here], labels=self.labels[there]
+        )
 
-    def sampled(self, videos: Tensor, segments: int, seed: int, step: int) -> Rows:
-        """What a training step draws from ``videos`` (B,)."""
-        videos = videos.to(self.offsets.device)
-        return self.rows(videos, random_positions(self.lengths[videos], segments, seed, step, videos))
+    def sampled(
+        self, videos: Tensor, segments: int, seed: int | Tensor, step: int | Tensor, capacity: int | None = None
+    ) -> Rows:
+        """What a training step draws from ``videos`` (B,); see ``random_positions`` and ``distinct_rows``."""
+        videos = videos.to(self.starts.device)
+        positions = random_positions(self.lengths.gather(-1, videos), segments, seed, step, videos)
+        return self._rows(videos, positions, capacity)
 
     def uniform(self, videos: Tensor, segments: int) -> Rows:
         """What testing looks at in ``videos`` (B,)."""
-        videos = videos.to(self.offsets.device)
-        return self.rows(videos, uniform_positions(self.lengths[videos], segments))
+        videos = videos.to(self.starts.device)
+        return self._rows(videos, uniform_positions(self.lengths.gather(-1, videos), segments), None)
 
-    def rows(self, videos: Tensor, positions: Tensor) -> Rows:
+    def _rows(self, videos: Tensor, positions: Tensor, capacity: int | None) -> Rows:
         """The distinct rows behind ``positions`` (B, T) within ``videos`` (B,); positions of a video do not fall."""
-        rows, index = distinct_rows(positions, self.offsets[videos])
-        return Rows(self.gather(rows), self._moved(index), self.labels[self._moved(videos)])
+        rows, index = distinct_rows(positions, self.starts.gather(-1, videos), capacity)
+        chosen = self._moved(videos).unsqueeze(-1)
+        return Rows(self.gather(rows), self._moved(index), torch.take_along_dim(self.labels, chosen, dim=-2))
 
     def gather(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """(L, width) per stream of the rows numbered ``rows`` (L,), on the device that computes."""
-        return tuple(self._moved(self._picked(f, rows)).to(self.dtype) for f in self.features)
+        """(..., L, width) per stream of the rows numbered ``rows`` (..., L), on the device that computes."""
+        found = (self._moved(self._picked(f, rows.flatten())) for f in self.features)
+        return tuple(f.to(self.dtype).unflatten(0, rows.shape) for f in found)
 
     def _picked(self, features: Tensor, rows: Tensor) -> Tensor:
         if features.device == self.device:
@@ -101,6 +107,16 @@ class ResidentSplit:
         return x.to(self.device, non_blocking=True)
 
 
+def stacked(splits: Sequence[ResidentSplit]) -> ResidentSplit:
+    """Splits of R runs as one whose tensors have R as their first dimension; all of as many videos, on the same rows.
+
+    ``sampled`` of it takes videos (R, B), a seed (R, 1, 1), and gives ``Rows`` with a first dimension R.
+    """
+    columns = zip(*((s.starts, s.lengths, s.labels) for s in splits), strict=True)
+    starts, lengths, labels = (torch.stack(column) for column in columns)
+    return replace(splits[0], starts=starts, lengths=lengths, labels=labels)
+
+
 def fitting_residence(size: int, device: torch.device) -> Residence:
     """The nearest place with room for ``size`` bytes of features."""
     if device.type == "cuda" and size <= _SHARE * torch.cuda.mem_get_info(device)[0]:
@@ -110,9 +126,9 @@ def fitting_residence(size: int, device: torch.device) -> Residence:
     return "device" if device.type == "cpu" else "host"
 
 
-def most_distinct(lengths: Sequence[int], segments: int) -> int:
-    """Distinct rows that samples of videos of these lengths have at most."""
-    return sum(min(length, segments) for length in lengths)
+def most_distinct(lengths: Tensor, segments: int) -> int:
+    """Distinct rows that samples of videos of these lengths (..., B) have at most; the most of several batches."""
+    return int(lengths.clamp_max(segments).sum(-1).max())
 
 
 def _free_memory() -> int:

@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
+from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
-from case.data import (
-    FeatureFolder,
-    atomic_write,
-    load_split,
-    make_folder,
-    open_folder,
-    remove_unfinished,
-    split_bytes,
-)
-from case.engine.checkpoint import load_checkpoint, save_checkpoint
+from case.data import FeatureFolder, atomic_write, make_folder, remove_unfinished
+from case.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_step, step_files
 from case.engine.distributed import ALONE, Ranks
-from case.engine.evaluate import Localized, Score, concatenate, localize_split, score_split
+from case.engine.evaluate import Score
 from case.engine.graphs import StaticSteps
+from case.engine.heldout import hold_out
 from case.engine.learner import Learner
 from case.engine.plain import PlainLearner
-from case.engine.precision import rows_dtype, set_products
-from case.engine.runlog import RunLog
+from case.engine.precision import set_products
+from case.engine.rundata import RunData, load_data
+from case.engine.runlog import RunLog, read_entries
 from case.engine.sampling import batch_videos
-from case.engine.store import ResidentSplit, fitting_residence
+from case.engine.selection import (
+    BEST,
+    BEST_HELDOUT,
+    CHECKPOINTS,
+    LAST,
+    LOSSES,
+    Evaluation,
+    Evaluator,
+    score_entry,
+    write_evaluations,
+)
+from case.engine.signals import Interrupted, stop_signals
+from case.engine.store import ResidentSplit
 from case.errors import CaseError
-from case.metrics import truth_instances
-
-LAST, BEST = "last.safetensors", "best.safetensors"
-
-
-class Interrupted(Exception):
-    """Training was stopped by a signal after a step; the run can be resumed."""
+from case.objective import Losses
 
 
 @dataclass(eq=False)
@@ -51,32 +50,37 @@ class TrainingRun:
     config: TrainConfig
     folder: FeatureFolder
     train: ResidentSplit
-    test: ResidentSplit
+    """What is trained on: the training split, less the held-out videos."""
+    evaluator: Evaluator
     learner: Learner
-    best: dict[str, Any] = field(default_factory=dict)
-    """Step and mAP of the best evaluation on the test split."""
-    static: StaticSteps | None = None
-    """Steps as CUDA graphs, where they can be."""
-    evaluated: tuple[int, Localized, Score] | None = None
-    """The latest evaluation and its step."""
+    best: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Step and mAP of the evaluation that each of ``SELECTED_ON`` would keep."""
+    evaluated: Evaluation | None = None
+    """The latest evaluation."""
     ranks: Ranks = ALONE
 
     def save(self, name: str, score: Score | None) -> None:
-        """Write a checkpoint with the run's configuration, best evaluation, and the score of these very weights."""
+        """Write a checkpoint with the run's configuration, best evaluations, and the test score of these weights."""
         if not self.ranks.first:
             return
+        heldout = self.evaluator.heldout
         notes = {
             "config": to_dict(self.config),
-            "best": self.best,
-            "score": None if score is None else _score_entry(score),
+            "best": self.best.get("best-test", {}),
+            "best_heldout": self.best.get("best-heldout", {}),
+            "heldout": [] if heldout is None else list(heldout.videos),
+            "score": None if score is None else score_entry(score),
         }
         save_checkpoint(self.config.output / name, self.learner, notes)
+        if name == LAST:
+            save_step(self.config.output, self.learner, notes, self.config.keep_last)
 
 
-def open_run(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingRun:
-    """Read all data and, when resuming, the last checkpoint; nothing is written before all of it has proved usable.
+def open_run(config: TrainConfig, ranks: Ranks = ALONE, data: RunData | None = None) -> TrainingRun:
+    """Read all data (unless given) and, when resuming, the last checkpoint.
 
-    Each of several processes opens the same run.
+    Nothing is written before all of it has proved usable. Each of several processes opens the same run. Raises
+    ``CaseError`` in one line.
     """
     if config.data is None:
         raise CaseError("no data folder given; use --data DIR, or `case-wtal synth DIR` to make one")
@@ -88,50 +92,22 @@ def open_run(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingRun:
         raise CaseError(f"{last}: no checkpoint to resume from; leave --resume out to start a new run")
     if not config.resume and last.exists():
         raise CaseError(f"{config.output} already holds a run; give another --output, or --resume to go on with it")
-    folder = open_folder(
-        config.data, fps=config.fps, snippet_stride=config.snippet_stride, modalities=config.modalities,
-        allow_pickle=config.allow_pickle,
-    )  # fmt: skip
-    if tuple(folder.classes) != config.labels:
-        raise CaseError(f"{config.data} has the classes {_few(folder.classes)}, the settings {_few(config.labels)}")
-    both = sorted(set(folder.split("train")) & set(folder.split("test")))
-    if both:
-        raise CaseError(f"{config.data}: training videos are in the test split too: {_few(both)}; drop them from one")
-    # Asked for here, since an unknown subset must not be found out by the first evaluation.
-    truth_instances(folder.ground_truth, {v: i for i, v in enumerate(folder.ground_truth.videos)}, folder.test_subset)
-    train, test = _load(config, folder, device)
-    for note in folder.notes:
-        console.warn(note)
     if config.engine == "plain" and ranks.size > 1:
         raise CaseError(f"engine plain is for one process, got {ranks.size}; use --engine fast")
-    best: dict[str, Any] = {}
+    data = data or load_data(config, device)
+    train, heldout = hold_out(data.train, config.val_fraction, config.seed)
+    evaluator = Evaluator(data.folder, data.test, heldout)
     kind = PlainLearner if config.engine == "plain" else Learner
     set_products(config.precision)
-    if config.resume:
-        checkpoint = load_checkpoint(last)
-        if checkpoint.widths != folder.widths:
-            raise CaseError(
-                f"{config.data} has features of width {folder.widths}, {last} was trained on {checkpoint.widths}"
-            )
-        for name in ("modalities", "num_classes", "num_clusters", "hidden"):
-            if getattr(config, name) != getattr(checkpoint.settings, name):
-                raise CaseError(
-                    f"{name} is {getattr(config, name)!r}, {last} was trained with "
-                    f"{getattr(checkpoint.settings, name)!r}; it cannot change on --resume"
-                )
-        if checkpoint.steps > config.max_steps:
-            raise CaseError(
-                f"{last} is at step {checkpoint.steps}, past max_steps {config.max_steps}; give a larger --max-steps, "
-                "or use evaluate"
-            )
-        learner = checkpoint.learner(config.settings, device, kind)
-        best = checkpoint.notes["best"]
-    else:
+    if not config.resume:
         torch.manual_seed(config.seed)
-        learner = kind(folder.widths, config.settings, device)
-    graphed = train.features[0].is_cuda and config.engine == "fast" and ranks.size == 1
-    static = StaticSteps(learner, train, config.batch_size, config.seed, capture=True) if graphed else None
-    return TrainingRun(config, folder, train, test, learner, best, static, ranks=ranks)
+        learner = kind(data.folder.widths, config.settings, device)
+        return TrainingRun(config, data.folder, train, evaluator, learner, ranks=ranks)
+    checkpoint = load_checkpoint(last)
+    _require_same_run(config, data.folder, checkpoint, () if heldout is None else heldout.videos)
+    best = {"best-test": checkpoint.notes["best"], "best-heldout": checkpoint.notes.get("best_heldout", {})}
+    learner = checkpoint.learner(config.settings, device, kind)
+    return TrainingRun(config, data.folder, train, evaluator, learner, best, ranks=ranks)
 
 
 def run_training(run: TrainingRun) -> None:
@@ -139,56 +115,48 @@ def run_training(run: TrainingRun) -> None:
 
     Raises ``Interrupted`` after SIGINT or SIGTERM, with the last checkpoint saved.
     """
-    config, learner = run.config, run.learner
-    if run.ranks.first:
-        _prepare_folder(run)
-    log = RunLog(config.output, step=learner.steps, writing=run.ranks.first)
+    train_together([run], _steps(run))
+
+
+def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Losses]]) -> None:
+    """``run_training`` of runs that are at one step and differ in nothing that says when what is done.
+
+    ``step`` makes the next step of all of them and gives the losses of each.
+    """
+    config, learner, ranks = runs[0].config, runs[0].learner, runs[0].ranks
+    if ranks.first:
+        for run in runs:
+            _prepare(run)
+    logs = [RunLog(run.config.output, step=learner.steps, writing=ranks.first) for run in runs]
     try:
-        with _signals() as stopped, console.progress(config.max_steps, "train", done=learner.steps) as bar:
+        with stop_signals() as stopped, console.progress(config.max_steps, "train", done=learner.steps) as bar:
             started = time.perf_counter()
             first = learner.steps
-            unsaved = not (config.output / LAST).exists()
-            while not run.ranks.any(bool(stopped)) and learner.steps < config.max_steps:
-                losses = _step(run)
-                step = learner.steps
-                ending = step == config.max_steps or bool(stopped)
-                if ending or step % config.log_every == 0:
-                    shown = {name: value.item() for name, value in losses._asdict().items() if value.dim() == 0}
-                    _require_finite(shown["total"], step)
-                    pace = (time.perf_counter() - started) / (step - first)
-                    log.write("train", step, **shown, seconds_per_step=pace)
-                    bar.advance(0, loss=shown["total"])
-                evaluating = step == config.max_steps or (config.eval_every > 0 and step % config.eval_every == 0)
-                unsaved = not (evaluating or step % config.save_every == 0)
+            losses: Sequence[Losses] = []
+            unsaved = not all((run.config.output / LAST).exists() for run in runs)
+            while not ranks.any(bool(stopped)) and learner.steps < config.max_steps:
+                losses = step()
+                number = learner.steps
+                ending = number == config.max_steps or bool(stopped)
+                if ending or number % config.log_every == 0:
+                    pace = (time.perf_counter() - started) / (number - first)
+                    totals = [_log(run, log, mine, pace) for run, log, mine in zip(runs, logs, losses, strict=True)]
+                    bar.advance(0, loss=fmean(totals))
+                evaluating = number == config.max_steps or (config.eval_every > 0 and number % config.eval_every == 0)
+                unsaved = not (evaluating or number % config.save_every == 0)
                 if not unsaved:
-                    _require_finite(losses.total.item(), step)
-                    run.save(LAST, None)
+                    _save_all(runs, losses)
                 if evaluating:
-                    score = _evaluate(run, log)
-                    bar.advance(0, mAP=100 * score.mean_ap.mean)
+                    scores = [_evaluate(run, log, mine) for run, log, mine in zip(runs, logs, losses, strict=True)]
+                    bar.advance(0, mAP=100 * fmean(score.mean_ap.mean for score in scores))
                 bar.advance(1)
             if unsaved:
-                if learner.steps > first:
-                    _require_finite(losses.total.item(), learner.steps)
-                run.save(LAST, None)
+                _save_all(runs, losses)
             if learner.steps < config.max_steps:
                 raise Interrupted
     finally:
-        log.close()
-
-
-def evaluate_run(run: TrainingRun) -> tuple[Localized, Score]:
-    """Localize and score the test split with the run's present weights.
-
-    Each of several processes localizes its stretch of the videos; ``Localized`` is of all of them on rank 0, and
-    elsewhere of that stretch.
-    """
-    settings, ranks = run.config.settings, run.ranks
-    mine = run.test.part(ranks.slice(len(run.test.videos)))
-    parts = ranks.gather(localize_split(run.learner.model, run.learner.inference_labels, mine, settings))
-    localized = concatenate(parts)
-    truth, subset = run.folder.ground_truth, run.folder.test_subset
-    return localized, ranks.from_first(lambda: score_split(localized, run.test.labels, truth, subset, settings))
+        for log in logs:
+            log.close()
 
 
 def pick_device(name: str) -> torch.device:
@@ -207,105 +175,109 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _few(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list, and how many there are."""
-    shown = ", ".join(names[:most])
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown
-
-
-def _load(config: TrainConfig, folder: FeatureFolder, device: torch.device) -> tuple[ResidentSplit, ResidentSplit]:
-    """(train, test), where there is room for both."""
-    names = ("train", "test")
-    storage = None if config.storage == "stored" else getattr(torch, config.storage)
-    size = sum(split_bytes(folder, name) for name in names)
-    residence = fitting_residence(size, device) if config.residence == "auto" else config.residence
-    if residence == "disk" and storage is not None:
-        raise CaseError(f"features on disk stay as they are stored, got storage {config.storage}; use --storage stored")
-    directory = config.output if residence == "disk" else None
-
-    def load(name: str) -> ResidentSplit:
-        with console.progress(len(folder.split(name)), f"read {name}", unit="video") as bar:
-            split = load_split(folder, name, directory=directory, progress=lambda done, total: bar.advance(1))
-        return ResidentSplit.from_loaded(
-            split, device, residence=residence, storage=storage, dtype=rows_dtype(config.precision)
+def _require_same_run(
+    config: TrainConfig, folder: FeatureFolder, checkpoint: Checkpoint, heldout: Sequence[str]
+) -> None:
+    """Raise ``CaseError`` unless ``checkpoint`` can go on under ``config`` on this data."""
+    last = config.output / LAST
+    if checkpoint.widths != folder.widths:
+        raise CaseError(
+            f"{config.data} has features of width {folder.widths}, {last} was trained on {checkpoint.widths}"
+        )
+    for name in ("modalities", "num_classes", "num_clusters", "hidden"):
+        if getattr(config, name) != getattr(checkpoint.settings, name):
+            raise CaseError(
+                f"{name} is {getattr(config, name)!r}, {last} was trained with "
+                f"{getattr(checkpoint.settings, name)!r}; it cannot change on --resume"
+            )
+    before = checkpoint.notes.get("heldout", [])
+    if list(heldout) != before:
+        raise CaseError(
+            f"{len(heldout)} videos would be held out, not the {len(before)} of {last}, so that some were or would be "
+            "trained on; val_fraction, seed and training videos cannot change on --resume"
+        )
+    if checkpoint.steps > config.max_steps:
+        raise CaseError(
+            f"{last} is at step {checkpoint.steps}, past max_steps {config.max_steps}; give a larger --max-steps, "
+            "or use evaluate"
         )
 
-    return load(names[0]), load(names[1])
 
-
-def _prepare_folder(run: TrainingRun) -> None:
+def _prepare(run: TrainingRun) -> None:
+    """The run's folder, with the configuration that it goes on under."""
     config, steps = run.config, run.learner.steps
     make_folder(config.output)
     remove_unfinished(config.output)
     if steps < config.max_steps or steps == 0:  # else a finished run, asked for its report again
         atomic_write(config.output / "config.toml", to_toml(config).encode())
     if steps == 0:
-        (config.output / BEST).unlink(missing_ok=True)  # of an earlier run that lost its last checkpoint
+        # Of an earlier run that lost its last checkpoint.
+        for path in (config.output / BEST, config.output / BEST_HELDOUT, *step_files(config.output)):
+            path.unlink(missing_ok=True)
 
 
-def _step(run: TrainingRun) -> Any:
-    """One update on the videos and samples that the seed and the step number decide."""
-    seed, number = run.config.seed, run.learner.steps
-    batch = batch_videos(len(run.train.videos), run.config.batch_size, seed, number)
-    if run.static is not None:
-        return run.static.step(batch)
-    share = run.ranks.share(len(batch), run.config.num_segments)
-    mine = batch[run.ranks.slice(len(batch))]
-    return run.learner.step(*run.train.sampled(mine, run.config.num_segments, seed, number), share)
+def _steps(run: TrainingRun) -> Callable[[], list[Losses]]:
+    """What makes the next update, on the videos and samples that the seed and the step number decide."""
+    config, learner, train, ranks = run.config, run.learner, run.train, run.ranks
+
+    def videos() -> Tensor:
+        return batch_videos(len(train.videos), config.batch_size, config.seed, learner.steps)
+
+    if train.features[0].is_cuda and config.engine == "fast" and ranks.size == 1:
+        static = StaticSteps(learner, train, config.batch_size, config.seed, capture=True)
+        return lambda: [static.step(videos())]
+
+    def step() -> list[Losses]:
+        batch = videos()
+        rows = train.sampled(batch[ranks.slice(len(batch))], config.num_segments, config.seed, learner.steps)
+        return [learner.step(*rows, ranks.share(len(batch), config.num_segments))]
+
+    return step
 
 
-def _evaluate(run: TrainingRun, log: RunLog) -> Score:
+def _log(run: TrainingRun, log: RunLog, losses: Losses, pace: float) -> float:
+    """Write the losses of the step that was made; returns their total."""
+    shown = _numbers(losses)
+    _require_finite(shown["total"], run)
+    log.write("train", run.learner.steps, **shown, seconds_per_step=pace)
+    return shown["total"]
+
+
+def _save_all(runs: Sequence[TrainingRun], losses: Sequence[Losses]) -> None:
+    """Last checkpoints; ``losses`` of the step that was made, empty where none was."""
+    for run, mine in zip(runs, losses):
+        _require_finite(mine.total.item(), run)
+    for run in runs:
+        run.save(LAST, None)
+
+
+def _evaluate(run: TrainingRun, log: RunLog, losses: Losses) -> Score:
+    """Evaluate, keep the checkpoints that are the best so far, and log; returns the score on the test split."""
     started = time.perf_counter()
-    localized, score = evaluate_run(run)
-    step = run.learner.steps
-    run.evaluated = (step, localized, score)
-    log.write("eval", step, **_score_entry(score), seconds=time.perf_counter() - started)
-    if score.mean_ap.mean > run.best.get("mAP", -1.0):
-        run.best = {"step": step, "mAP": score.mean_ap.mean}
-        run.save(BEST, score)
-    run.save(LAST, score)
-    return score
+    learner = run.learner
+    found = run.evaluator(learner.steps, learner.model, learner.inference_labels, run.config.settings, run.ranks)
+    run.evaluated = found
+    numbers = {"losses": _numbers(losses), "seconds": time.perf_counter() - started}
+    log.write("eval", found.step, **score_entry(found.score), **numbers)
+    if found.heldout is not None:
+        log.write("heldout", found.step, **score_entry(found.heldout), **numbers)
+    if run.ranks.first:
+        write_evaluations(run.config.output, read_entries(log.path))
+    for name, score in (("best-heldout", found.heldout), ("best-test", found.score)):
+        if score is not None and score.mean_ap.mean > run.best.get(name, {}).get("mAP", -1.0):
+            run.best[name] = {"step": found.step, "mAP": score.mean_ap.mean}
+            run.save(CHECKPOINTS[name], found.score)
+    run.save(LAST, found.score)
+    return found.score
 
 
-def _score_entry(score: Score) -> dict[str, Any]:
-    return {
-        "mAP": score.mean_ap.mean,
-        "video_accuracy": score.video_accuracy,
-        "tiou": list(score.mean_ap.tiou),
-        "ap_per_tiou": score.mean_ap.per_tiou.tolist(),
-    }
+def _numbers(losses: Losses) -> dict[str, float]:
+    return {name: getattr(losses, name).item() for name in LOSSES}
 
 
-def _require_finite(loss: float, step: int) -> None:
+def _require_finite(loss: float, run: TrainingRun) -> None:
     if not math.isfinite(loss):
         raise CaseError(
-            f"the loss is {loss} at step {step}; lower --lr, or look at the features (`case-wtal data check`)"
+            f"the loss is {loss} at step {run.learner.steps} of {run.config.output}; lower --lr, or look at the "
+            "features (`case-wtal data check`)"
         )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that fills when SIGINT or SIGTERM arrives, so that the step in progress ends first.
-
-    A second signal stops at once.
-    """
-    caught: list[int] = []
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-        console.note("stopping after this step; once more to stop at once")
-
-    try:
-        for number in before:
-            signal.signal(number, catch)
-    except ValueError:
-        pass  # not in the main thread: signals are somebody else's
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is catch:
-                signal.signal(number, handler)
