@@ -84,10 +84,12 @@ def _soft_cross_entropy(
     some = peak > float("-inf")  # else -inf - -inf below
     x -= tl.where(some, peak, 0.0)[:, None]
     e = tl.exp(x)
-    total = tl.where(some, tl.sum(e, axis=1), 1.0)
+    # A row without targets takes no part, whatever its logits; one with targets and no finite logit has no softmax.
+    wanted = tl.max((t != 0).to(tl.int32), axis=1) > 0
+    total = tl.where(wanted, tl.where(some, tl.sum(e, axis=1), float("nan")), 1.0)
     surprise = tl.where(t != 0, tl.log(total)[:, None] - x, 0.0)  # -log softmax, where it counts
     loss = tl.sum(t * surprise, axis=1)
-    gradient = e * (tl.sum(t, axis=1) / total)[:, None] - t
+    gradient = tl.where(wanted[:, None], e * (tl.sum(t, axis=1) / total)[:, None] - t, 0.0)
     _store(losses, loss, dx, gradient, dt, surprise, problem, rows, cols, n, k, inside)
 
 

@@ -31,7 +31,8 @@ def soft_cross_entropy(
 
     Args:
         logits: (..., K), float32, bfloat16, float16 (computed in float32) or float64.
-        targets: (..., K) weights, or a transport plan as ``Plan`` or (logits, u, v), which is not written out.
+        targets: (..., K) weights, or a transport plan as ``Plan`` or (logits, u, v), which is not written out. A row of
+            zeros takes no part: loss and gradient are 0 whatever its logits.
         reduction: "mean" or "sum" over all rows, or "none".
 
     Returns:

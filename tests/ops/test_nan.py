@@ -98,3 +98,21 @@ def test_negative_weights_are_nan(draw, device, argument):
     given[argument].view(-1)[2] = -0.5
     found = ops.sinkhorn(draw.normal(9, 5).to(device), **{name: x.to(device) for name, x in given.items()})
     assert found.isnan().any()
+
+
+@pytest.mark.op("soft_cross_entropy")
+def test_rows_without_a_softmax(device):
+    """NaN where there are targets; no part, gradient included, where there are none."""
+    inf, nan = torch.inf, torch.nan
+    logits = torch.tensor([[-inf, -inf, -inf], [nan, -inf, -inf], [-inf, -inf, -inf], [nan, 1.0, 2.0], [-inf, 1.0, 0]])
+    targets = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+
+    ((losses,), (of_logits, _)) = compare("soft_cross_entropy", (logits, targets), device)
+    assert losses.tolist() == [True, True, False, False, False]
+    assert of_logits.tolist() == [[row in (0, 1)] * 3 for row in range(5)]
+    x = logits.to(device).requires_grad_()
+    found = _backend.select("soft_cross_entropy", device)(x, targets.to(device))
+    found.sum().backward()
+    assert x.grad is not None
+    assert found[2:4].tolist() == [0.0, 0.0]
+    assert x.grad[2:4].tolist() == [[0.0] * 3] * 2

@@ -16,9 +16,12 @@ EPS = 1e-7  # the released code's guard in the generalized cross entropy
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     dtype = accumulation_dtype(logits)
-    # 0 * -inf would be NaN: a class of zero target adds nothing whatever its logit.
     targets = targets.to(dtype)
-    terms = targets * logits.to(dtype).log_softmax(-1).masked_fill(targets == 0, 0)
+    # 0 * -inf would be NaN: a class of zero target adds nothing whatever its logit, nor does a row of them, whose
+    # gradient would be that of a softmax that may not exist.
+    off = targets == 0
+    logits = logits.to(dtype).masked_fill(off.all(-1, keepdim=True), 0)
+    terms = targets * logits.log_softmax(-1).masked_fill(off, 0)
     return -terms.sum(-1)
 
 
