@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from case.config import Settings
-from case.model import Heads
+from case.network import Heads
 from case.objective import fuse
 from case.ops import batched_nms, propose, topk_pool
 

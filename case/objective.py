@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from case.config import Settings
-from case.model import Heads
+from case.network import Heads
 from case.ops import ClusteringLosses, clustering_losses, generalized_cross_entropy, soft_cross_entropy, topk_pool
 
 

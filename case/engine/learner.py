@@ -12,6 +12,7 @@ from case.config import Settings
 from case.engine.share import Share
 from case.model import CASE
 from case.objective import Losses, initial_cluster_labels, training_losses
+from case.scratch import Scratch
 
 
 class Learner:
@@ -24,6 +25,9 @@ class Learner:
     def __init__(self, widths: Sequence[int], settings: Settings, device: torch.device | str = "cpu") -> None:
         self.settings = settings
         self.model = CASE(widths, settings).to(device)
+        # Steps follow each other, and nothing of one is looked at in the next.
+        self.scratch = Scratch() if torch.device(device).type == "cpu" else None
+        self.model.scratch = self.scratch
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             lr=settings.lr,

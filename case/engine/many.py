@@ -133,7 +133,12 @@ def _steps(runs: Sequence[TrainingRun]) -> Callable[[], list[Losses]]:
         static = StaticSteps(learner, split, config.batch_size, torch.tensor(seeds), capture=True)
         return lambda: each(static.step(videos()))
     seed = torch.tensor(seeds)[:, None, None]
-    return lambda: each(learner.step(*split.sampled(videos(), config.num_segments, seed, learner.steps)))
+
+    def step() -> list[Losses]:
+        rows = split.sampled(videos(), config.num_segments, seed, learner.steps, scratch=learner.scratch)
+        return each(learner.step(*rows))
+
+    return step
 
 
 def _require_sweepable(name: str) -> None:

@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from case.engine.learner import Learner
 from case.engine.share import Share
-from case.model import Branch, Heads
+from case.model import Branch
+from case.network import Heads
 from case.objective import Losses
 
 

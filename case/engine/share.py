@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from case.config import Settings
 from case.errors import CaseError
-from case.model import Heads
+from case.network import Heads
 from case.objective import Losses, training_losses
 from case.ops import cosine_logits, prototypes, sinkhorn, soft_cross_entropy
 from case.ops.losses import ClusteringLosses

@@ -30,16 +30,13 @@ SWEEPABLE = (
 
 
 class StackedLinear(nn.Module):
-    """R linear layers as one: x (R, L, in) -> (R, L, out), weight (R, out, in), bias (R, out)."""
+    """The weights (R, out, in) and biases (R, out) of R linear layers."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.in_features, self.out_features = layers[0].in_features, layers[0].out_features
         self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
         self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias.to(x.dtype).unsqueeze(1), x, self.weight.to(x.dtype).mT)
 
 
 def stack_models(models: Sequence[CASE]) -> CASE:
@@ -72,6 +69,7 @@ class StackedLearner:
         self.learners = list(learners)
         self._check()
         self.model = stack_models([learner.model for learner in learners])
+        self.scratch = self.model.scratch
         for r, learner in enumerate(self.learners):
             for name, parameter in learner.model.named_parameters():
                 parameter.data = self.model.get_parameter(name).detach()[r]

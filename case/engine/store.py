@@ -12,6 +12,7 @@ from torch import Tensor
 
 from case.data import LoadedSplit
 from case.engine.sampling import distinct_rows, random_positions, uniform_positions
+from case.scratch import Scratch, empty
 
 Residence = Literal["device", "host", "disk"]
 # What features may take of free memory: the rest is for a step's own.
@@ -73,34 +74,43 @@ class ResidentSplit:
         )
 
     def sampled(
-        self, videos: Tensor, segments: int, seed: int | Tensor, step: int | Tensor, capacity: int | None = None
-    ) -> Rows:
-        """What a training step draws from ``videos`` (B,); see ``random_positions`` and ``distinct_rows``."""
+        self, videos: Tensor, segments: int, seed: int | Tensor, step: int | Tensor, capacity: int | None = None,
+        scratch: Scratch | None = None,
+    ) -> Rows:  # fmt: skip
+        """What a training step draws from ``videos`` (B,); see ``random_positions`` and ``distinct_rows``.
+
+        With ``scratch`` the next call with it overwrites the features.
+        """
         videos = videos.to(self.starts.device)
         positions = random_positions(self.lengths.gather(-1, videos), segments, seed, step, videos)
-        return self._rows(videos, positions, capacity)
+        return self._rows(videos, positions, capacity, scratch)
 
     def uniform(self, videos: Tensor, segments: int) -> Rows:
         """What testing looks at in ``videos`` (B,)."""
         videos = videos.to(self.starts.device)
-        return self._rows(videos, uniform_positions(self.lengths.gather(-1, videos), segments), None)
+        return self._rows(videos, uniform_positions(self.lengths.gather(-1, videos), segments))
 
-    def _rows(self, videos: Tensor, positions: Tensor, capacity: int | None) -> Rows:
+    def _rows(
+        self, videos: Tensor, positions: Tensor, capacity: int | None = None, scratch: Scratch | None = None
+    ) -> Rows:
         """The distinct rows behind ``positions`` (B, T) within ``videos`` (B,); positions of a video do not fall."""
         rows, index = distinct_rows(positions, self.starts.gather(-1, videos), capacity)
         chosen = self._moved(videos).unsqueeze(-1)
-        return Rows(self.gather(rows), self._moved(index), torch.take_along_dim(self.labels, chosen, dim=-2))
+        return Rows(self.gather(rows, scratch), self._moved(index), torch.take_along_dim(self.labels, chosen, dim=-2))
 
-    def gather(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def gather(self, rows: Tensor, scratch: Scratch | None = None) -> tuple[Tensor, ...]:
         """(..., L, width) per stream of the rows numbered ``rows`` (..., L), on the device that computes."""
-        found = (self._moved(self._picked(f, rows.flatten())) for f in self.features)
+        flat = rows.flatten()
+        found = (self._moved(self._picked(i, flat, scratch)) for i in range(len(self.features)))
         return tuple(f.to(self.dtype).unflatten(0, rows.shape) for f in found)
 
-    def _picked(self, features: Tensor, rows: Tensor) -> Tensor:
+    def _picked(self, stream: int, rows: Tensor, scratch: Scratch | None) -> Tensor:
+        features = self.features[stream]
+        shape = (len(rows), features.shape[1])
         if features.device == self.device:
-            return features[rows]
+            return torch.index_select(features, 0, rows, out=empty(scratch, f"rows {stream}", shape, features))
         # Page-locked, so that the copy to the device runs while the host goes on.
-        found = torch.empty((len(rows), features.shape[1]), dtype=features.dtype, pin_memory=True)
+        found = torch.empty(shape, dtype=features.dtype, pin_memory=True)
         return torch.index_select(features, 0, rows, out=found)
 
     def _moved(self, x: Tensor) -> Tensor:

@@ -229,7 +229,8 @@ def _steps(run: TrainingRun) -> Callable[[], list[Losses]]:
 
     def step() -> list[Losses]:
         batch = videos()
-        rows = train.sampled(batch[ranks.slice(len(batch))], config.num_segments, config.seed, learner.steps)
+        mine = batch[ranks.slice(len(batch))]
+        rows = train.sampled(mine, config.num_segments, config.seed, learner.steps, scratch=learner.scratch)
         return [learner.step(*rows, ranks.share(len(batch), config.num_segments))]
 
     return step

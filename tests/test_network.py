@@ -1,0 +1,130 @@
+"""The network's one autograd node against its formulas (METHOD.md, Network), layer by layer under autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from case.network import Heads, Weights, network
+from case.scratch import Scratch
+
+WIDTHS = (9, 14)
+ROWS, HIDDEN, CLASSES, CLUSTERS, SCALE = 23, 11, 5, 4, 10.0
+
+
+def written_out(rows: Sequence[Tensor], weights: Sequence[Weights]) -> Heads:
+    parts = []
+    for x, w in zip(rows, weights, strict=True):
+        hidden = (x @ w.cas_hidden.mT + w.cas_hidden_bias.unsqueeze(-2)).relu()
+        embedding = (x @ w.base.mT + w.base_bias.unsqueeze(-2)).relu()
+        parts.append((
+            hidden @ w.cas.mT + w.cas_bias.unsqueeze(-2), embedding,
+            (embedding @ w.attention.mT).squeeze(-1).add(w.attention_bias).sigmoid(),
+            SCALE * normalize(embedding, dim=-1) @ w.prototypes.mT,
+        ))  # fmt: skip
+    return Heads(*(torch.stack(part) for part in zip(*parts, strict=True)))
+
+
+def inputs(seed: int, runs: tuple[int, ...], dtype: torch.dtype) -> tuple[list[Tensor], list[Weights]]:
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*runs, *shape, generator=g, dtype=torch.float64)
+
+    rows = [draw(ROWS, width) for width in WIDTHS]
+    weights = []
+    for width in WIDTHS:
+        unit = normalize(draw(CLUSTERS, HIDDEN), dim=-1)
+        given = (
+            draw(HIDDEN, width), draw(HIDDEN), draw(HIDDEN, width), draw(HIDDEN), draw(CLASSES, HIDDEN), draw(CLASSES),
+            draw(1, HIDDEN), draw(1), unit,
+        )  # fmt: skip
+        weights.append(Weights(*(x.to(dtype).requires_grad_() for x in given)))
+    return [x.to(dtype) for x in rows], weights
+
+
+def gradients(heads: Heads, weights: Sequence[Weights], used: Sequence[bool]) -> list[Tensor | None]:
+    g = torch.Generator().manual_seed(7)
+    cotangents = [torch.randn(x.shape, generator=g, dtype=torch.float64).to(x.dtype) for x in heads]
+    pairs = [(x, c) for x, c, wanted in zip(heads, cotangents, used, strict=True) if wanted]
+    outputs, given = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(outputs, [x for w in weights for x in w], given, allow_unused=True))
+
+
+@pytest.mark.parametrize("runs", [(), (1,), (3,)])
+@pytest.mark.parametrize("used", [(1, 1, 1, 1), (1, 0, 1, 0), (1, 1, 1, 0), (1, 0, 1, 1)])
+def test_outputs_and_gradients_are_the_formulas(seed: int, runs: tuple[int, ...], used: tuple[bool, ...]) -> None:
+    """Also where nothing uses the cluster logits, or the embedding, as in the baseline; with scratch and without."""
+    rows, weights = inputs(seed, runs, torch.float64)
+    wanted = written_out(rows, weights)
+    expected = gradients(wanted, weights, used)
+    scratch = Scratch()
+    # What was there before must not be seen.
+    for name, shape in (("hidden", (10_000,)), ("gradient", (10_000,))):
+        scratch.empty(name, shape, rows[0]).fill_(torch.nan)
+    for lent in (None, scratch, scratch):
+        found = network(rows, weights, SCALE, lent)
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+        for a, b in zip(gradients(found, weights, used), expected, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_of_zero_embedding_have_a_finite_gradient(seed: int) -> None:
+    rows, weights = inputs(seed, (), torch.float64)
+    with torch.no_grad():
+        weights[0].base_bias.fill_(-1e3)
+    for a, b in zip(
+        gradients(network(rows, weights, SCALE), weights, (True,) * 4),
+        gradients(written_out(rows, weights), weights, (True,) * 4),
+        strict=True,
+    ):
+        assert a is not None
+        assert b is not None
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_narrow_rows_make_narrow_products_alone(seed: int) -> None:
+    """Hidden layers of whole numbers and a half, exact in bfloat16: no unit is on in one and off in the other."""
+    rows, weights = inputs(seed, (), torch.float32)
+    rows = [x.round().clamp(-2, 2) for x in rows]
+    with torch.no_grad():
+        for w in weights:
+            for x in (w.cas_hidden, w.base):
+                x.round_().clamp_(-1, 1)
+            for x in (w.cas_hidden_bias, w.base_bias):
+                x.fill_(0.5)
+    found = network([x.bfloat16() for x in rows], weights, SCALE)
+    wanted = written_out(rows, weights)
+    assert {x.dtype for x in found} == {torch.float32}
+    pairs = [*zip(found, wanted, strict=True)]
+    pairs += zip(gradients(found, weights, (True,) * 4), gradients(wanted, weights, (True,) * 4), strict=True)
+    for a, b in pairs:
+        assert a is not None
+        assert b is not None
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-2 * b.abs().max().item())
+
+
+def test_scratch_that_is_written_too_early_is_an_error(seed: int) -> None:
+    rows, weights = inputs(seed, (), torch.float32)
+    scratch = Scratch()
+    first = network(rows, weights, SCALE, scratch)
+    network(rows, weights, SCALE, scratch)
+    with pytest.raises(RuntimeError, match="inplace"):
+        gradients(first, weights, (True,) * 4)
+
+
+def test_scratch_grows_and_keeps() -> None:
+    scratch, like = Scratch(), torch.zeros(())
+    first = scratch.empty("a", (3, 4), like)
+    assert scratch.empty("a", (2, 6), like).data_ptr() == first.data_ptr()
+    assert scratch.empty("b", (3, 4), like).data_ptr() != first.data_ptr()
+    assert scratch.empty("a", (300, 4), like).shape == (300, 4)
+    assert scratch.empty("a", (3, 4), like.double()).dtype == torch.float64
