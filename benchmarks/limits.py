@@ -1,8 +1,8 @@
 """What the machine can do: the rate of copies, by size, and of matrix products. Run once: python -m benchmarks.limits
 
-Nothing of this repository takes part. Writes limits.json into the machine's folder under benchmarks/results, or OUT, the
-GPU's part first and as soon as it is known.
-The best of many short runs is the limit: what else the machine does can only lower a rate.
+Nothing of this repository takes part. Writes limits.json into the machine's folder under benchmarks/results, or OUT,
+the GPU's part first and as soon as it is known. The best of many short runs is the limit: what else the machine does
+can only lower a rate.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def main() -> None:
         copies, rates = found[device].values()
         shown = ", ".join(f"{int(size) / 2**20:g} MiB {rate / 1e9:.1f}" for size, rate in copies.items())
         print(f"{device}: copies in GB/s: {shown}")
-        print(f"{device}: products in GFLOP/s: " + ", ".join(f"{k} {v / 1e9:.1f}" for k, v in rates.items()), flush=True)
+        shown = ", ".join(f"{dtype} {rate / 1e9:.1f}" for dtype, rate in rates.items())
+        print(f"{device}: products in GFLOP/s: {shown}", flush=True)
 
 
 if __name__ == "__main__":

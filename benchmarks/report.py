@@ -94,7 +94,7 @@ def spent(entry: Entry) -> dict[str, float]:
 
 
 def in_cache(entry: Entry) -> bool:
-    """Whether all inputs that were rotated fit into the GPU's cache together, so that calls may have found them there."""
+    """Whether all inputs that took turns fit into the GPU's cache together: calls may have found them there."""
     taken = entry["extra_info"].get("device_time", {})
     return "rotated_bytes" in taken and taken["rotated_bytes"] <= taken["l2_bytes"]
 
