@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from benchmarks.machine import machine
 from case.commands.train import configure
 from case.config import TrainConfig
 from case.data import THUMOS14_SIZED, SyntheticConfig, write
-from case.engine.train import open_run, run_training
+from case.engine.train import Interrupted, open_run, run_training
 
 STEPS, WARM = 200, 100  # in the first steps graphs are captured
 WHOLE = {"steps": 3600, "evaluations": 72}
@@ -38,29 +39,32 @@ def measure(synthetic: SyntheticConfig, folder: Path, **settings: Any) -> dict[s
     begin = time.perf_counter()
     run = open_run(config)
     found["opening"] = time.perf_counter() - begin
-    run_training(run)
+    # A time limit ends a run early, and what it has logged by then is an answer, too.
+    with suppress(Interrupted, KeyboardInterrupt):
+        run_training(run)
     entries = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
-    return {"seconds": found, "precision": config.precision, "device": str(run.train.device), **summary(entries)}
+    begun = {"seconds": found, "precision": config.precision, "device": str(run.train.device)}
+    return {**begun, "steps": run.learner.steps, **summary(entries)}
 
 
 def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """From a run's own log: times of steps and evaluations, and what they make of a whole run."""
+    """From a run's own log: times of steps and evaluations, and of a whole run unless this one was cut short."""
     # The pace is over all that came before, evaluations included, and logged before the one of its own step.
     passed = {e["step"]: e["step"] * e["seconds_per_step"] for e in entries if e["kind"] == "train"}
     scored = {e["step"]: e for e in entries if e["kind"] == "eval"}
     evaluating = {step: e["seconds"] for step, e in scored.items()}
-    last = max(passed)
+    found: dict[str, Any] = {
+        "first_steps": [{"step": n, "seconds_until": s} for n, s in passed.items() if n <= WARM],
+        "evaluations": [{"step": n, "seconds": s, "mAP": scored[n]["mAP"]} for n, s in evaluating.items()],
+    }
     # Neither the evaluation in between, nor the checkpoints beside it, are part of a step.
-    begin = min(step for step in passed if step > WARM)
-    step = (passed[last] - passed[begin]) / (last - begin)
+    steady = [step for step in passed if step > WARM]
+    if len(steady) < 2:
+        return found
+    step = (passed[steady[-1]] - passed[steady[0]]) / (steady[-1] - steady[0])
     # The first evaluation also loads and compiles.
     projected = WHOLE["steps"] * step + WHOLE["evaluations"] * evaluating[max(evaluating)]
-    return {
-        "first_steps": {"steps": min(passed), "seconds": passed[min(passed)]},
-        "seconds_per_step": step,
-        "evaluations": [{"step": n, "seconds": s, "mAP": scored[n]["mAP"]} for n, s in evaluating.items()],
-        "whole_run": {**WHOLE, "seconds": projected},
-    }
+    return {**found, "seconds_per_step": step, "whole_run": {**WHOLE, "seconds": projected}}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

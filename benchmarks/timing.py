@@ -7,6 +7,7 @@ import math
 import random
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,7 +101,9 @@ def waits_for_host(call: Callable[[], Any]) -> str | None:
 
     To be known before a capture: one that fails leaves the allocator in the middle of it, and no other succeeds.
     """
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that the mode does not see everything
+        torch.cuda.set_sync_debug_mode("error")
     try:
         call()
     except RuntimeError as error:

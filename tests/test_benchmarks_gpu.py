@@ -239,8 +239,10 @@ def test_a_whole_run_is_projected_from_its_log() -> None:
     entries = [train(10, 5), train(100, 14), scored[0], train(110, 27), train(200, 36), scored[1]]
     found = thumos14.summary(entries)
     assert found["seconds_per_step"] == pytest.approx(0.1)
-    assert found["first_steps"] == {"steps": 10, "seconds": 5}
+    assert {x["step"]: x["seconds_until"] for x in found["first_steps"]} == pytest.approx({10: 5, 100: 14})
     assert found["whole_run"]["seconds"] == pytest.approx(3600 * 0.1 + 72 * 2.0)
+    assert "whole_run" not in thumos14.summary(entries[:4]), "cut short"
+    assert thumos14.summary([]) == {"first_steps": [], "evaluations": []}
 
 
 def test_a_run_without_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
