@@ -8,7 +8,7 @@ need, forward and backward. ``python -m benchmarks.bench_train OUT`` profiles a 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,10 +28,13 @@ from case.data.synthetic import SyntheticConfig, generate
 from case.engine.graphs import StaticSteps
 from case.engine.learner import Learner
 from case.engine.plain import PlainLearner
+from case.engine.precision import set_products
 from case.engine.sampling import batch_videos
 from case.engine.store import ResidentSplit
 
 WIDTHS, VIDEOS, POOL = (1024, 1024), 16, 64
+# Steps before any is timed. On CUDA the first two of each number of rows, of which there are a few, make its graph.
+WARM = {"cpu": 1, "cuda": 60}
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
@@ -76,7 +79,7 @@ def size(split: ResidentSplit, steps: int = 4) -> Size:
 
 
 def fast(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
-    """As ``case-wtal train`` steps: a graph on CUDA."""
+    """As ``case-wtal train`` steps: a graph on CUDA, captured by the steps that warm up."""
     taught, s = learner(device=device), settings()
     if device == "cuda":
         static = StaticSteps(taught, split, VIDEOS, 0, capture=True)
@@ -115,6 +118,14 @@ def usual(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
 
 
 PEERS = {"usual code, Conv1d": usual, "plain engine, Linear": plain}
+TF32 = "case, --precision tf32"  # a GPU's; all others multiply in float32
+
+
+@pytest.fixture
+def products() -> Iterator[None]:
+    """A step's choice of how to multiply is no other test's."""
+    yield
+    set_products("fp32")
 
 
 def test_usual_step_computes_the_same() -> None:
@@ -129,9 +140,12 @@ def test_usual_step_computes_the_same() -> None:
     torch.testing.assert_close(found, losses.cluster_labels, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("contender", ["case", *PEERS])
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("contender", ["case", TF32, *PEERS])
 @pytest.mark.parametrize("device", DEVICES)
 def test_training_step(benchmark: Any, device: str, contender: str) -> None:
+    if contender == TF32 and device == "cpu":
+        pytest.skip("TF32 is a GPU's")
     split = ResidentSplit.from_loaded(data(), torch.device(device))
     found = size(split)
     benchmark.group = f"training step, {VIDEOS} videos, {device}"
@@ -141,6 +155,9 @@ def test_training_step(benchmark: Any, device: str, contender: str) -> None:
         sizes={"videos": VIDEOS, "samples": found.samples, "rows": round(found.rows), "mean_length": found.mean_length},
     )  # fmt: skip
     ours = fast(split, device)
+    set_products("tf32" if contender == TF32 else "fp32")
+    for _ in range(WARM[device]):
+        ours()
     rounds = 6 if device == "cpu" else 50
     if contender in PEERS:
         timing.paired(benchmark, _waiting(PEERS[contender](split, device), device), ours, rounds, device)
@@ -163,7 +180,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     split = ResidentSplit.from_loaded(data(), torch.device(device))
     step = _waiting(fast(split, device), device)
-    for _ in range(3):
+    for _ in range(WARM[device]):
         step()
     with torch.profiler.profile() as profile:
         for _ in range(3):

@@ -1,8 +1,9 @@
 """The first question on a new GPU machine: does case._C run beside torch's own CUDA runtime, on torch's streams?
 
 Temporal IoU in float32 and float64, on the current stream, on a side stream and inside a captured CUDA graph, against
-a torch formula, into NaN-poisoned outputs; then its speed. Usage: python benchmarks/gpu_first.py OUT_FOLDER [--quick].
-Writes OUT_FOLDER/gpu_first.json; exit code 1 if an answer is wrong, 2 if the question could not be asked.
+a torch formula, into NaN-poisoned outputs; then its speed. Usage: python -m benchmarks.gpu_first OUT_FOLDER [--quick].
+Writes OUT_FOLDER/gpu_first.json, whatever goes wrong; exit code 1 if an answer is wrong, 2 if the question could not be
+asked.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import statistics
 import sys
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from case import _native
 
 SIZES = [(1, 1, 1), (2, 3, 5), (3, 129, 257), (70000, 2, 3), (1, 1000, 4096)]
 
@@ -35,12 +36,21 @@ def segments(batch: int, count: int, dtype: torch.dtype) -> Tensor:
     return torch.stack([start, start + torch.rand_like(start) * 20], dim=-1)
 
 
-def launch(a: Tensor, b: Tensor, out: Tensor, offset: float) -> None:
+@cache
+def native() -> ModuleType:
+    """The module, or why there is nothing to ask: it, or case itself, is not there, or has no CUDA half."""
+    from case import _native
+
     module = _native.load()
-    assert module is not None
+    if module is None or not _native.has_cuda():
+        raise RuntimeError(f"no CUDA half in the native module: {_native.reason() or 'it was built without nvcc'}")
+    return module
+
+
+def launch(a: Tensor, b: Tensor, out: Tensor, offset: float) -> None:
     dtype = str(out.dtype).removeprefix("torch.")
     stream = torch.cuda.current_stream().cuda_stream
-    module.iou_cuda(a.data_ptr(), b.data_ptr(), out.data_ptr(), *out.shape, dtype, offset, stream)
+    native().iou_cuda(a.data_ptr(), b.data_ptr(), out.data_ptr(), *out.shape, dtype, offset, stream)
 
 
 def on_current_stream(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -94,7 +104,8 @@ def timing(m: int, p: int, rounds: int) -> dict[str, Any]:
     flush = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
     times: list[float] = []
     for _ in range(rounds):
-        flush.zero_()  # Else a part of the output would stay in the L2 cache from round to round.
+        # Else a part of the output would stay in the L2 cache from round to round. It also outlasts the launch below.
+        flush.zero_()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         launch(a, b, out, 0.0)
@@ -127,29 +138,33 @@ def ask(quick: bool) -> dict[str, Any]:
     answer: dict[str, Any] = {"device": torch.cuda.get_device_name(), "checks": checks}
     answer["ok"] = all(check["ok"] for check in checks)
     if answer["ok"]:  # A wrong kernel is not timed.
-        answer["timing"] = timing(4096, 4096, 50 if quick else 500)
-        print(answer["timing"], flush=True)
+        try:
+            answer["timing"] = timing(4096, 4096, 50 if quick else 500)
+        except Exception as error:
+            traceback.print_exc()
+            answer |= {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        print(answer.get("timing"), flush=True)
     return answer
 
 
 def main(arguments: list[str]) -> int:
     folders = [a for a in arguments if not a.startswith("--")]
     if len(folders) != 1:
-        print("usage: python benchmarks/gpu_first.py OUT_FOLDER [--quick]", file=sys.stderr)
+        print("usage: python -m benchmarks.gpu_first OUT_FOLDER [--quick]", file=sys.stderr)
         return 2
-    missing = None
-    if not torch.cuda.is_available():
-        missing = "torch sees no CUDA device"
-    elif not _native.has_cuda():
-        missing = f"no CUDA half in the native module: {_native.reason() or 'it was built without nvcc'}"
-    answer: dict[str, Any] = {"ok": False, "error": missing} if missing else ask("--quick" in arguments)
-    module = _native.load()
-    answer["build_info"] = module.build_info() if module else None
+    answer: dict[str, Any] = {"ok": False}
+    try:
+        if not torch.cuda.is_available():
+            raise RuntimeError("torch sees no CUDA device")
+        answer["build_info"] = native().build_info()
+        answer |= ask("--quick" in arguments)
+    except Exception as error:
+        answer |= {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        print(answer["error"], file=sys.stderr)
     folder = Path(folders[0])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu_first.json").write_text(json.dumps(answer, indent=2) + "\n")
-    if missing:
-        print(missing, file=sys.stderr)
+    if "checks" not in answer:
         return 2
     return 0 if answer["ok"] else 1
 

@@ -1,7 +1,8 @@
 """What the machine can do: the rate of copies, by size, and of matrix products. Run once: python -m benchmarks.limits
 
-Nothing of this repository takes part. Writes limits.json into the machine's folder under benchmarks/results, or OUT.
-The best of many short runs is the limit: what else the machine does can only lower a rate.
+Nothing of this repository takes part. Writes limits.json into the machine's folder under benchmarks/results, or OUT,
+the GPU's part first and as soon as it is known. The best of many short runs is the limit: what else the machine does
+can only lower a rate.
 """
 
 from __future__ import annotations
@@ -27,25 +28,21 @@ ROUNDS, PATIENCE, PRODUCT_PATIENCE = 200, 0.25, 2.0
 def best_rate(call: Callable[[], object], amount: float, device: str, patience: float) -> float:
     """Amount a second, the best there is: on a CPU on one thread or all, since a busy machine makes threads wait."""
     if device == "cuda":
-        return _rate(call, amount, device, patience)
+        return 1e6 * amount / between_events(call, 1, patience, queued=True)["least_us"]
     rates = []
     for count in sorted({1, THREADS}):
         torch.set_num_threads(count)
-        rates.append(_rate(call, amount, device, patience))
+        rates.append(_rate(call, amount, patience))
     return max(rates)
 
 
-def _rate(call: Callable[[], object], amount: float, device: str, patience: float) -> float:
+def _rate(call: Callable[[], object], amount: float, patience: float) -> float:
     call()
-    once = max(seconds(call, device), 1e-6)
+    once = max(seconds(call), 1e-6)
     calls = max(1, math.ceil(5e-4 / once))
     best, end = 0.0, time.perf_counter() + patience
     for _ in range(ROUNDS):
-        if device == "cuda":
-            spent = between_events(lambda: [call() for _ in range(calls)], calls, 5)["median_us"] / 1e6
-        else:
-            spent = seconds(lambda: [call() for _ in range(calls)]) / calls
-        best = max(best, amount / spent)
+        best = max(best, amount * calls / seconds(lambda: [call() for _ in range(calls)]))
         if time.perf_counter() > end:
             break
     return best
@@ -84,18 +81,17 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(THREADS)
     header = machine()
-    found = {"machine": header, "cpu": measure("cpu")}
-    if header["gpu"]:
-        found["cuda"] = measure("cuda")
     out = given.out or RESULTS / folder_name(header)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "limits.json").write_text(json.dumps(found, indent=2) + "\n")
-    for device in ("cpu", "cuda"):
-        if device in found:
-            copies, rates = found[device].values()
-            shown = ", ".join(f"{int(size) / 2**20:g} MiB {rate / 1e9:.1f}" for size, rate in copies.items())
-            print(f"{device}: copies in GB/s: {shown}")
-            print(f"{device}: products in GFLOP/s: " + ", ".join(f"{k} {v / 1e9:.1f}" for k, v in rates.items()))
+    found = {"machine": header}
+    for device in ("cuda", "cpu") if header["gpu"] else ("cpu",):
+        found[device] = measure(device)
+        (out / "limits.json").write_text(json.dumps(found, indent=2) + "\n")
+        copies, rates = found[device].values()
+        shown = ", ".join(f"{int(size) / 2**20:g} MiB {rate / 1e9:.1f}" for size, rate in copies.items())
+        print(f"{device}: copies in GB/s: {shown}")
+        shown = ", ".join(f"{dtype} {rate / 1e9:.1f}" for dtype, rate in rates.items())
+        print(f"{device}: products in GFLOP/s: {shown}", flush=True)
 
 
 if __name__ == "__main__":

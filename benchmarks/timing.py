@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.work import Function, Inputs, results
+from benchmarks.work import Inputs
 
 ROTATED_BYTES = 200e6  # of inputs, four times the L2 cache of an H200
+MOST_SETS = 300  # a captured graph has a node for each launch on each of them
+BETWEEN = 1e-3  # seconds at least between two events, which are exact to half a microsecond
+MOST_REPEATS = 50
+CYCLES = 2e9  # a second, of a GPU's multiprocessor: how long a sleep lasts does not matter to a factor
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -67,8 +73,12 @@ def paired(benchmark: Any, step: Callable[[], Any], partner: Callable[[], Any], 
 
 
 def rotation(inputs: Inputs) -> int:
-    """How many sets of such inputs are needed so that none is found in the cache."""
-    return max(2, min(300, int(ROTATED_BYTES / sum(x.nbytes for x in inputs.values()))))
+    """How many sets of such inputs are needed so that none is found in the cache; small ones may all stay there."""
+    return max(2, min(MOST_SETS, int(ROTATED_BYTES / bytes_of(inputs))))
+
+
+def bytes_of(inputs: Inputs) -> int:
+    return sum(x.nbytes for x in inputs.values())
 
 
 def capture(call: Callable[[Inputs], Any], sets: Sequence[Inputs]) -> Callable[[], None]:
@@ -86,39 +96,79 @@ def capture(call: Callable[[Inputs], Any], sets: Sequence[Inputs]) -> Callable[[
     return graph.replay
 
 
-def between_events(run: Callable[[], Any], calls: int, repeats: int) -> dict[str, float]:
-    """Microseconds a call: median and quartiles over ``repeats``, each between two events."""
-    for _ in range(3):
+def waits_for_host(call: Callable[[], Any]) -> str | None:
+    """What torch says of a call that makes the host wait for the device, in a line; None if it does not.
+
+    To be known before a capture: one that fails leaves the allocator in the middle of it, and no other succeeds.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that the mode does not see everything
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        return _line(error)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return None
+
+
+def between_events(run: Callable[[], Any], calls: int, patience: float, *, queued: bool) -> dict[str, float]:
+    """Microseconds a call of ``run``, which makes so many: least, median and quartiles of what fits in so many seconds.
+
+    queued: all of a measurement is launched while the device is still busy with something else, so that launching takes
+    no part in it; only for what does not wait for the host. Otherwise launching is as much a part of it as in use.
+    """
+    for _ in range(3):  # what is compiled with graphs of its own records one in the second call
         run()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    run()
+    launched = time.perf_counter() - begin
+    torch.cuda.synchronize()
+    once = max(time.perf_counter() - begin, 1e-7)
+    runs = max(1, math.ceil(BETWEEN / once))
+    ahead = 2 * runs * launched + 1e-4 if queued else 0.0
+    repeats = max(3, min(MOST_REPEATS, int(patience / (runs * once + ahead))))
     times = []
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        if queued:
+            torch.cuda._sleep(int(CYCLES * ahead))
         start.record()
-        run()
+        for _ in range(runs):
+            run()
         end.record()
         end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / calls)
-    return {f"{name}_us": value for name, value in spread(times).items()}
+        times.append(1e3 * start.elapsed_time(end) / (runs * calls))
+    del times[0]  # clocks were still rising
+    return {"least_us": min(times)} | {f"{name}_us": value for name, value in spread(times).items()}
 
 
-def device_time(
-    function: Function, sets: Sequence[Inputs], leaves: tuple[str, ...], backward: bool, repeats: int = 15
-) -> dict[str, Any]:
-    """Of a call on rotated inputs: by graph replay, or where it cannot be captured (it waits for the host), eager."""
+def eager_time(call: Callable[[Inputs], Any], sets: Sequence[Inputs], patience: float) -> dict[str, float]:
+    """Of a call as the host launches it. All sets take their turn, from one measurement to the next."""
+    turns = itertools.cycle(sets)
+    return between_events(lambda: call(next(turns)), 1, patience, queued=False)
 
-    def call(x: Inputs) -> None:
-        results(function, x, leaves, backward)
 
-    # A few sets already exceed the L2 cache together with what eager code writes between.
-    few = sets[:20]
+def device_time(call: Callable[[Inputs], Any], sets: Sequence[Inputs], patience: float) -> dict[str, Any]:
+    """Of a call on rotated inputs, eager, and by graph replay unless it waits for the host; in so many seconds."""
+    found: dict[str, Any] = {
+        "eager": eager_time(call, sets, patience / 2),
+        "rotated_sets": len(sets),
+        "rotated_bytes": sum(bytes_of(x) for x in sets),
+        "l2_bytes": torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size,
+    }
+    reason = waits_for_host(lambda: call(sets[0]))
+    if reason is None:
+        before = torch.cuda.current_stream()
+        try:
+            found["replay"] = between_events(capture(call, sets), len(sets), patience / 2, queued=True)
+        except RuntimeError as error:
+            torch.cuda.set_stream(before)  # torch leaves the stream of a failed capture current
+            reason = _line(error)
+    return found if reason is None else found | {"not captured": reason}
 
-    def each() -> None:
-        for x in few:
-            call(x)
 
-    eager = between_events(each, len(few), repeats)
-    try:
-        replay = between_events(capture(call, sets), len(sets), repeats)
-    except RuntimeError as error:
-        return {"eager": eager, "not captured": str(error).splitlines()[0][:200], "rotated_sets": len(sets)}
-    return {"eager": eager, "replay": replay, "rotated_sets": len(sets)}
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

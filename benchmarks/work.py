@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -111,24 +112,31 @@ def results(function: Function, inputs: Inputs, leaves: tuple[str, ...], backwar
     if not backward:
         return outputs
     outputs = [x for x in outputs if x.requires_grad]
-    # The same hash of the position at every precision; constant ones would vanish on rows that sum to 1.
-    cotangents = [
-        torch.arange(x.numel(), device=x.device).mul(7919).remainder(1009).to(x).div(1009).view_as(x) for x in outputs
-    ]
+    cotangents = [cotangent(x.shape, x.dtype, x.device) for x in outputs]
     return list(torch.autograd.grad(outputs, [inputs[name] for name in leaves], cotangents))
 
 
-def expected(work: Work, backward: bool, dtype: torch.dtype) -> list[Tensor]:
-    """What the reference computes in float64 from the inputs as rounded to ``dtype``."""
-    rounded = placed(work.inputs, "cpu", (), dtype)
+@lru_cache(maxsize=8)
+def cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same hash of the position at every precision; constant ones would vanish on rows that sum to 1.
+
+    Kept from call to call: what is timed is the op. Never 0, or nothing would be asked of the gradient of a scalar.
+    """
+    position = torch.arange(1, 1 + shape.numel(), device=device)
+    return position.mul(7919).remainder(1009).add(1).to(dtype).div(1010).view(shape)
+
+
+def expected(work: Work, backward: bool, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """What the reference computes on ``device`` in float64 from the inputs as rounded to ``dtype``."""
+    rounded = placed(work.inputs, device, (), dtype)
     with ops.backend("reference"):
-        return results(work.run, placed(rounded, "cpu", work.leaves, torch.float64), work.leaves, backward)
+        return results(work.run, placed(rounded, device, work.leaves, torch.float64), work.leaves, backward)
 
 
 def prove(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
     """What is wrong is not timed."""
     for got, exact in zip(found, wanted, strict=True):
         assert got.shape == exact.shape, f"shape {tuple(got.shape)}, wanted {tuple(exact.shape)}"
-        error = (got.detach().cpu().double() - exact.double()).abs().max().item()
+        error = (got.detach().double() - exact.to(got.device).double()).abs().max().item()
         scale = exact.abs().max().item() or 1.0
         assert error <= tolerance * scale, f"error {error:.3g} against the float64 reference, largest value {scale:.3g}"

@@ -209,3 +209,10 @@ def test_native_access_imports_neither_torch_nor_triton() -> None:
     code = "import sys, case._native as n; n.load(); n.triton_reason(); print({'torch', 'triton'} & set(sys.modules))"
     done = run_python(code)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_training_without_flags_needs_no_tyro() -> None:
+    """A GPU machine without it still runs the tests of the engine, and benchmarks that train."""
+    code = "import sys; sys.modules['tyro'] = None; from case.commands import train; train.configure({})"
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr

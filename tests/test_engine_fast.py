@@ -87,37 +87,64 @@ def test_the_baseline_of_both_engines_agrees(seed: int) -> None:
     torch.testing.assert_close(*found, rtol=1e-5, atol=0)
 
 
-def test_steps_of_static_shapes(seed: int) -> None:
+@pytest.fixture
+def small_granule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of videos that are shorter than their samples then have several capacities, as real ones do."""
+    monkeypatch.setattr("case.engine.graphs.GRANULE", 16)
+
+
+def assert_same_state(found: Learner, wanted: Learner, *, rtol: float, atol: float) -> None:
+    """Weights, moments and both kinds of cluster labels."""
+    found_tensors, wanted_tensors = found.state()["tensors"], wanted.state()["tensors"]
+    assert found_tensors.keys() == wanted_tensors.keys()
+    for name, value in wanted_tensors.items():
+        torch.testing.assert_close(
+            found_tensors[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.usefixtures("small_granule")
+def test_steps_of_static_shapes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows padded to a capacity change nothing but the last digits; results stay as they are until the next step."""
-    given = settings(protocol="corrected")
+    given = settings(protocol="corrected", num_segments=120)
     data = ResidentSplit.from_loaded(split(seed), CPU)
     plain, padded = learner(Learner, seed, given), learner(Learner, seed, given)
     static = StaticSteps(padded, data, given.batch_size, 1, capture=False)
+    capacities = set()
+    run = static._run
+    monkeypatch.setattr(static, "_run", lambda capacity: (capacities.add(capacity), run(capacity)))
     for step in range(30):
         videos = batch_videos(9, given.batch_size, 1, step)
         wanted = plain.step(*data.sampled(videos, given.num_segments, 1, step))
         found = static.step(videos)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
+    assert len(capacities) >= 3
     assert padded.steps == 30
+    assert_same_state(padded, plain, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("small_granule")
 def test_captured_steps_equal_eager_ones(seed: int) -> None:
+    """Graphs of several capacities, captured at different steps and replayed in turns, work on one state."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    given, device = settings(protocol="corrected"), torch.device("cuda")
+    given, device = settings(protocol="corrected", num_segments=120), torch.device("cuda")
     data = ResidentSplit.from_loaded(split(seed), device)
     torch.manual_seed(seed)
     first = Learner((24, 24), given, device)
     torch.manual_seed(seed)
     second = Learner((24, 24), given, device)
     static = StaticSteps(second, data, given.batch_size, 1, capture=True)
-    for step in range(30):
+    for step in range(60):
         videos = batch_videos(9, given.batch_size, 1, step)
         wanted = first.step(*data.sampled(videos, given.num_segments, 1, step))
         for a, b in zip(static.step(videos), wanted, strict=True):
             torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-5)
+    assert sum(graph is not None for graph in static._graphs.values()) >= 3
+    assert second.steps == 60
+    assert_same_state(second, first, rtol=1e-2, atol=1e-4)
 
 
 def test_bf16_products_keep_results_in_float32(seed: int) -> None:

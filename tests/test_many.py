@@ -97,22 +97,25 @@ def test_a_stacked_step_is_each_runs_own(seed: int, protocol: str, clustering: b
             torch.testing.assert_close(theirs["tensors"][name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
-def test_stacked_steps_of_static_shapes(data: Path, tmp_path: Path) -> None:
-    """What a graph would replay: samples drawn and rows padded for all runs at once, each its own."""
-    common = config(data, tmp_path / "many", val_fraction=0.2, lr=1e-2)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_stacked_steps_of_static_shapes(data: Path, tmp_path: Path, device: str) -> None:
+    """What a graph replays: samples drawn and rows padded for all runs at once, each its own."""
+    common = config(data, tmp_path / "many", val_fraction=0.2, lr=1e-2, device=device)
     planned = plan_runs(common, (0, 4, 5), {})
     alone, together = open_many(common, planned), open_many(common, planned)
     count, seeds = len(alone[0].train.videos), [0, 4, 5]
     learner = StackedLearner([run.learner for run in together])
     split = stacked([run.train for run in together])
-    static = StaticSteps(learner, split, common.batch_size, torch.tensor(seeds), capture=False)
+    static = StaticSteps(learner, split, common.batch_size, torch.tensor(seeds), capture=device == "cuda")
+    # At this learning rate the last digits, which a GPU adds up in an order of its own, grow.
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if device == "cpu" else {"rtol": 1e-3, "atol": 1e-4}
     for step in range(12):
         videos = torch.stack([batch_videos(count, common.batch_size, seed, step) for seed in seeds])
         found = static.step(videos)
         for r, one in enumerate(alone):
             wanted = one.learner.step(*one.train.sampled(videos[r], common.num_segments, seeds[r], step))
             for a, b in zip(found, wanted, strict=True):
-                torch.testing.assert_close(a[r], b.detach(), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(a[r], b.detach(), **tolerance)
     assert [one.learner.steps for one in together] == [12] * 3
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from case import console
 from case.commands._flags import expand_tiou, parse, peek, program
@@ -17,17 +14,9 @@ from case.data import open_folder
 from case.errors import CaseError
 
 
-@dataclass(frozen=True)
-class TrainFlags(TrainConfig):
-    """A configuration, and how many runs are made of it."""
-
-    seeds: str = ""
-    """Train a run for each of these seeds at once: 0-7, or 0,3,5; each gets a folder in --output."""
-    sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Train a run for each value of a setting at once: w_cls=0.1,0.3; may be repeated for all combinations."""
-
-
 def run(argv: Sequence[str]) -> int:
+    from case.commands._train_flags import TrainFlags
+
     args = expand_tiou(argv)
     helping = "-h" in args or "--help" in args
     default = make_train_config({}) if helping else configure(_values(args))

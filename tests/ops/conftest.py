@@ -118,14 +118,17 @@ def _close(actual: Tensor, expected: Tensor | ArrayLike, tolerance: float | None
     rounding noise of the terms that cancel, which nothing relative can be asked of.
     """
     tolerance = TOLERANCE[actual.dtype] if tolerance is None else tolerance
-    got = actual.detach().cpu().double().numpy()
-    wanted = np.asarray(expected.detach().cpu().double() if isinstance(expected, Tensor) else expected, np.float64)
+    got = actual.detach()
+    wanted = expected.detach() if isinstance(expected, Tensor) else torch.as_tensor(np.asarray(expected, np.float64))
+    if got.device != wanted.device:  # else compared where they lie: at scale they are gigabytes
+        got, wanted = got.cpu(), wanted.cpu()
+    got, wanted = got.double(), wanted.double()
     assert got.shape == wanted.shape
-    if wanted.size == 0:
+    if wanted.numel() == 0:
         return
-    assert np.isfinite(got).all(), "not finite"
-    scale = max(np.abs(wanted).max(), floor) or 1.0
-    error = np.abs(got - wanted).max() / scale
+    assert got.isfinite().all(), "not finite"
+    scale = max(wanted.abs().max().item(), floor) or 1.0
+    error = (got - wanted).abs_().max().item() / scale
     assert error <= tolerance, f"error {error:.3g} of the largest value {scale:.3g} exceeds {tolerance:.3g}"
 
 

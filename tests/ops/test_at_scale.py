@@ -1,6 +1,7 @@
 """Sizes that take a GPU: the method's own and beyond, where launches differ from those of small problems.
 
 Reads are pipelined there (``num_stages=3``), partial sums are many, sorted chunks are several; in graphs as well.
+Inputs are drawn on the device, and results compared there: a CPU takes seconds for each.
 """
 
 from __future__ import annotations
@@ -14,28 +15,41 @@ from torch import Tensor
 
 from case import ops
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 SIZES = [(12_000, 16), (300_000, 128), (1_200_000, 16), (4_000_000, 2)]
 
 
+@pytest.fixture(autouse=True)
+def seeded(seed: int) -> None:
+    torch.manual_seed(seed)
+
+
+def uniform(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.rand(*shape, dtype=dtype, device="cuda")
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda")
+
+
 def ranked(n: int, k: int) -> dict[str, Any]:
-    scores = torch.randperm(n).double() / n  # distinct, also in float32
-    return {"prior": ops.RankPrior(scores, torch.rand(k, dtype=torch.float64), 0.3), "scale": 2.0}
+    scores = torch.randperm(n, device="cuda").double() / n  # distinct, also in float32
+    return {"prior": ops.RankPrior(scores, uniform(k), 0.3), "scale": 2.0}
 
 
 def given(n: int, k: int) -> dict[str, Any]:
     return {
-        "prior": torch.rand(n, k, dtype=torch.float64) + 0.1, "mask": torch.rand(n, k) < 0.9, "scale": 2.0,
-        "row_marginal": torch.rand(n, dtype=torch.float64), "col_marginal": torch.rand(k, dtype=torch.float64) + 0.1,
+        "prior": uniform(n, k) + 0.1, "mask": uniform(n, k) < 0.9, "scale": 2.0,
+        "row_marginal": uniform(n), "col_marginal": uniform(k) + 0.1,
     }  # fmt: skip
 
 
-def moved(x: Any, dtype: torch.dtype) -> Any:
-    """On the GPU, numbers in ``dtype``; inside of tuples as well."""
+def cast(x: Any, dtype: torch.dtype) -> Any:
+    """Numbers in ``dtype``; inside of tuples as well. Never the tensor that was given."""
     if isinstance(x, Tensor):
-        return x.to("cuda", dtype if x.is_floating_point() else x.dtype)
-    return type(x)(*(moved(y, dtype) for y in x)) if isinstance(x, tuple) else x
+        return x.to(dtype if x.is_floating_point() else x.dtype, copy=True)
+    return type(x)(*(cast(y, dtype) for y in x)) if isinstance(x, tuple) else x
 
 
 def with_gradients(function: Callable[..., Any], leaves: list[Tensor], cotangents: list[Tensor], **rest: Any) -> Any:
@@ -51,13 +65,13 @@ def with_gradients(function: Callable[..., Any], leaves: list[Tensor], cotangent
 def agrees(close: Callable[..., None], function: Callable[..., Any], leaves: list[Tensor], **rest: Any) -> None:
     """Kernels in float32, eager and in a replayed graph, against the reference in float64."""
     cotangents: list[Tensor] = []
-    wide = [moved(x, torch.float64).requires_grad_() for x in leaves]
+    wide = [cast(x, torch.float64).requires_grad_() for x in leaves]
     with ops.backend("reference"):
         wanted = with_gradients(
-            function, wide, cotangents, **{name: moved(x, torch.float64) for name, x in rest.items()}
+            function, wide, cotangents, **{name: cast(x, torch.float64) for name, x in rest.items()}
         )
-    narrow = [moved(x, torch.float32).requires_grad_() for x in leaves]
-    rest = {name: moved(x, torch.float32) for name, x in rest.items()}
+    narrow = [cast(x, torch.float32).requires_grad_() for x in leaves]
+    rest = {name: cast(x, torch.float32) for name, x in rest.items()}
 
     def compare(found: tuple[list[Tensor], list[Tensor]]) -> None:
         for tolerance, got, expected in zip((2e-6, 1e-5), found, wanted, strict=True):
@@ -85,23 +99,25 @@ def agrees(close: Callable[..., None], function: Callable[..., Any], leaves: lis
 @pytest.mark.parametrize("inputs", [ranked, given])
 @pytest.mark.parametrize("n, k", SIZES)
 def test_sinkhorn(close, n, k, inputs):
-    agrees(close, ops.sinkhorn, [torch.randn(n, k)], **inputs(n, k))
-    agrees(close, ops.sinkhorn_potentials, [torch.randn(n, k)], **inputs(n, k))
+    agrees(close, ops.sinkhorn, [normal(n, k)], **inputs(n, k))
+    agrees(close, ops.sinkhorn_potentials, [normal(n, k)], **inputs(n, k))
 
 
 @pytest.mark.parametrize("n, k", SIZES[:3])
 def test_row_ops(close, n, k):
-    x = torch.randn(n, 512)
-    agrees(close, ops.prototypes, [x, torch.rand(n, k)], normalize="l2")
-    agrees(close, ops.cosine_softmax, [x, torch.randn(k, 512)], scale=10.0)
-    agrees(close, ops.soft_cross_entropy, [torch.randn(n, k), torch.rand(n, k)])
+    x = normal(n, 512)
+    agrees(close, ops.prototypes, [x, uniform(n, k, dtype=torch.float32)], normalize="l2")
+    agrees(close, ops.cosine_softmax, [x, normal(k, 512)], scale=10.0)
+    agrees(close, ops.soft_cross_entropy, [normal(n, k), uniform(n, k, dtype=torch.float32)])
 
 
 @pytest.mark.parametrize("rows, samples, k", [(4_560, 12_000, 16), (100_000, 300_000, 16), (20_000, 70_000, 128)])
 def test_clustering_losses(close, rows, samples, k):
-    first = torch.rand(k, 1)
+    first, index = uniform(k, 1), torch.randint(0, rows, (samples,), device="cuda")
+    # Embeddings of both signs: prototypes of positive ones point almost the same way, and the float32 reference, too,
+    # then has gradients that are off by 4e-5.
     agrees(
-        close, ops.clustering_losses, [torch.randn(2, rows, k), torch.rand(2, rows, 512)],
-        attention=torch.randperm(rows) / rows, foreground=(torch.rand(samples) < 0.4).float(),
-        cluster_labels=torch.cat([first, 1 - first], 1), index=torch.randint(0, rows, (samples,)), sigma=0.3,
+        close, ops.clustering_losses, [normal(2, rows, k), normal(2, rows, 512)],
+        attention=torch.randperm(rows, device="cuda") / rows, foreground=(uniform(samples) < 0.4).float(),
+        cluster_labels=torch.cat([first, 1 - first], 1), index=index, sigma=0.3,
     )  # fmt: skip
