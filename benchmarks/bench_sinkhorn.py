@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from benchmarks import peers
 from benchmarks.work import Work, bench
@@ -68,6 +69,25 @@ def test_sinkhorn_to_convergence(scale: int) -> Work:
             "geomloss ot.solve": lambda logits: peers.geomloss_solve(logits, 80),
         },
         tolerance=2e-3,
+    )
+
+
+@bench("sinkhorn", peers=("eager torch", "flash-sinkhorn"), scales=(1, 10))
+def test_sinkhorn_of_features(scale: int) -> Work:
+    """From unit vectors of 512 numbers to the plan; the tolerance is that of flash-sinkhorn's TF32, its default."""
+    n = scale * N
+    torch.manual_seed(0)
+    return Work(
+        lambda embeddings, prototypes: ops.sinkhorn(10.0 * embeddings @ prototypes.T, scale=peers.SCALE),
+        {"embeddings": normalize(torch.randn(n, 512), dim=-1), "prototypes": normalize(torch.randn(K, 512), dim=-1)},
+        moved=4 * (n * 512 + K * 512 + n * K),
+        sizes={"n": n, "d": 512, "k": K},
+        operations=2 * n * 512 * K,
+        peers={
+            "eager torch": peers.eager_sinkhorn_of_features,
+            "flash-sinkhorn": peers.flash_sinkhorn_of_features,
+        },
+        tolerance=2e-2,
     )
 
 

@@ -64,6 +64,11 @@ PEERS = {
         "geomloss", ("cpu", "cuda"), "entropic transport to convergence (it anneals, symmetrically)",
         "a given number of iterations, a prior (folded into the cost), masks, a split over processes",
     ),
+    "flash-sinkhorn": Peer(
+        "flash_sinkhorn", ("cuda",),
+        "`SamplesLoss(backend=\"alternating\")` on unit vectors, whose cost is the cosine's up to a constant",
+        "a matrix of logits, a prior, masks, gradients through three iterations, a CPU",
+    ),
     "flash-kmeans": Peer(
         "flash_kmeans", ("cuda",), "prototypes of hard assignments, `triton_centroid_update_sorted_euclid`",
         "soft assignments, gradients, a CPU",
@@ -151,6 +156,24 @@ def pot_converged(logits: Tensor, iterations: int) -> Tensor:
     n, k = logits.shape
     rows, columns = logits.new_full((n,), 1 / n), logits.new_full((k,), 1 / k)
     return n * sinkhorn_log(rows, columns, -SCALE * logits, 1.0, iterations, stopThr=0.0, warn=False)
+
+
+def flash_sinkhorn_of_features(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Clusters first: its iterations begin with its first argument. Its potentials, and the plan's rows from them."""
+    from flash_sinkhorn import SamplesLoss
+
+    # |x - y|^2 / 2 = 1 - cos; exp(-cost / 0.05) = exp(2 * 10 * cos) up to a constant.
+    reg = 1 / (10.0 * SCALE)
+    solve = SamplesLoss(
+        "sinkhorn", backend="alternating", eps=reg, n_iters=ITERATIONS, half_cost=True, potentials=True,
+        use_epsilon_scaling=False,
+    )  # fmt: skip
+    potential, _ = solve(prototypes, embeddings)
+    return ((embeddings @ prototypes.T + potential) / reg).softmax(-1)
+
+
+def eager_sinkhorn_of_features(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    return eager_sinkhorn(10.0 * embeddings @ prototypes.T)
 
 
 # -- prototypes, cosine, pooling -----------------------------------------------------------------------------------
