@@ -19,7 +19,7 @@ from case.data.synthetic import SyntheticConfig, write
 from case.engine.graphs import StaticSteps
 from case.engine.learner import Learner
 from case.engine.plain import PlainLearner
-from case.engine.precision import rows_dtype
+from case.engine.precision import rows_dtype, set_products
 from case.engine.sampling import batch_videos
 from case.engine.store import ResidentSplit, fitting_residence
 from case.engine.train import open_run, run_training
@@ -156,6 +156,18 @@ def test_bf16_products_keep_results_in_float32(seed: int) -> None:
     assert {x.dtype for x in heads} == {torch.float32}
     wanted = train(model, whole, 5)
     torch.testing.assert_close(train(learner(Learner, seed, given), half, 5), wanted, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("capability, warned", [("AVX2", True), ("AVX512", False), ("DEFAULT", False)])
+def test_bf16_without_instructions_for_it_is_remarked_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], capability: str, warned: bool
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    set_products("fp32", CPU)
+    assert not capsys.readouterr().err
+    set_products("bf16", CPU)
+    assert ("use --precision fp32" in capsys.readouterr().err) == warned
+    set_products("fp32", CPU)
 
 
 def test_where_features_lie_changes_no_bit(seed: int, data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from case import console
+
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
@@ -17,6 +19,10 @@ def rows_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def set_products(precision: Precision) -> None:
-    """How this process multiplies float32 matrices on a GPU from now on."""
+def set_products(precision: Precision, device: torch.device) -> None:
+    """How this process multiplies float32 matrices on a GPU from now on; warns where bfloat16 would be slow."""
     torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    if precision == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        console.warn(
+            "this CPU has no bfloat16 products and may take several times as long for them; use --precision fp32"
+        )

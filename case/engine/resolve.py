@@ -97,7 +97,7 @@ class Opened:
                 f"{where}: features of width {widths} ({', '.join(self.settings.modalities)}), but {self.path} "
                 f"was trained on {self.checkpoint.widths}; extract them the same way"
             )
-        set_products(self.precision)
+        set_products(self.precision, self.device)
         resident = ResidentSplit.from_loaded(split, self.device, dtype=rows_dtype(self.precision)).part(videos)
         labels = self.checkpoint.cluster_labels.to(self.device)
         with console.progress(len(resident.videos), "localize", unit="video") as bar:

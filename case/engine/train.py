@@ -98,7 +98,7 @@ def open_run(config: TrainConfig, ranks: Ranks = ALONE, data: RunData | None = N
     train, heldout = hold_out(data.train, config.val_fraction, config.seed)
     evaluator = Evaluator(data.folder, data.test, heldout)
     kind = PlainLearner if config.engine == "plain" else Learner
-    set_products(config.precision)
+    set_products(config.precision, device)
     if not config.resume:
         torch.manual_seed(config.seed)
         learner = kind(data.folder.widths, config.settings, device)
