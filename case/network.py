@@ -69,20 +69,21 @@ class _Network(torch.autograd.Function):
         rows, weights = _grouped(tensors, modalities)
         width, dtype = weights[0].base.shape[-2], weights[0].base.dtype
         hidden = empty(scratch, "hidden", (modalities, *rows[0].shape[:-1], 2 * width), rows[0])
-        narrow = []
         for x, w, out in zip(rows, weights, hidden, strict=True):
             both, bias = torch.cat([w.cas_hidden, w.base], -2), torch.cat([w.cas_hidden_bias, w.base_bias], -1)
-            _product(x, both.to(x.dtype).mT, bias.to(x.dtype), out).relu_()
-            # In bfloat16 this product is as well: its inputs have lost their digits.
-            cas = _product(out[..., :width], w.cas.to(x.dtype).mT, w.cas_bias.to(x.dtype))
-            embedding = out[..., width:].to(dtype)
-            attention = _product(embedding, w.attention.mT, w.attention_bias).sigmoid_().squeeze(-1)
-            logits = cosine_logits(embedding, w.prototypes, scale=cosine_scale, unit_y=True)
-            narrow.append((cas.to(dtype), attention, logits))
-        cas, attention, logits = (torch.stack(part) for part in zip(*narrow, strict=True))
-        ctx.save_for_backward(hidden, attention, logits, *tensors)
+            _product(x, both.to(x.dtype).mT, bias.to(x.dtype), out)
+        hidden.relu_()
+        of_rows = rows[0].dtype
+        cas_hidden, embedding = hidden[..., :width], hidden[..., width:].to(dtype)
+        # In bfloat16 this product is as well: its inputs have lost their digits.
+        cas = _each(cas_hidden, [w.cas.to(of_rows).mT for w in weights], [w.cas_bias.to(of_rows) for w in weights])
+        attention = _each(embedding, [w.attention.mT for w in weights], [w.attention_bias for w in weights])
+        attention = attention.squeeze(-1).sigmoid_()
+        units = torch.stack([w.prototypes for w in weights])
+        logits = cosine_logits(embedding, units, scale=cosine_scale, unit_y=True)
+        ctx.save_for_backward(hidden, attention, logits, units, *tensors)
         ctx.given = cosine_scale, scratch, modalities
-        return cas, hidden[..., width:].to(dtype), attention, logits
+        return cas.to(dtype), embedding, attention, logits
 
     @staticmethod
     @once_differentiable
@@ -90,52 +91,40 @@ class _Network(torch.autograd.Function):
         ctx: Any, of_cas: Tensor, of_embedding: Tensor | None, of_attention: Tensor, of_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Without cluster logits or a use of the embedding of its own, as in the baseline, their terms are left out."""
-        hidden, attention, logits, *tensors = ctx.saved_tensors
+        hidden, attention, logits, units, *tensors = ctx.saved_tensors
         scale, scratch, modalities = ctx.given
         rows, weights = _grouped(tensors, modalities)
+        width, dtype = weights[0].base.shape[-2], weights[0].base.dtype
+        cas_hidden, embedding = hidden[..., :width], hidden[..., width:].to(dtype)
+        # Attention and cluster logits are products of the embedding with H numbers each: their gradients are one.
+        of_attention = (of_attention * attention * (1 - attention)).unsqueeze(-1)
+        of_products, directions = of_attention, torch.stack([w.attention for w in weights])
+        if of_logits is not None:
+            lengths = vector_norm(embedding, dim=-1, keepdim=True).clamp_min_(_EPS)
+            of_products = torch.cat([of_logits * (scale / lengths), of_attention], -1)
+            directions = torch.cat([units, directions], -2)
         of_hidden = empty(scratch, "gradient", hidden.shape, hidden)
+        found = of_hidden[..., width:] if hidden.dtype == dtype else torch.empty_like(embedding)
+        _each(of_products, directions, of_embedding, found)
+        if of_logits is not None:
+            found.addcmul_(embedding, (of_logits * logits).sum(-1, keepdim=True).div_(lengths.square_()), value=-1)
+        if hidden.dtype != dtype:
+            of_hidden[..., width:] = found
+        of_cas = of_cas.to(hidden.dtype)
+        _each(of_cas, [w.cas.to(hidden.dtype) for w in weights], None, of_hidden[..., :width])
+        torch.ops.aten.threshold_backward.grad_input(of_hidden, hidden, 0, grad_input=of_hidden)
+
+        of_directions, bias = _each(of_products.mT, embedding), of_hidden.sum(-2, dtype=dtype)
+        small = (
+            _each(of_cas.mT, cas_hidden).to(dtype), of_cas.sum(-2, dtype=dtype), of_directions[..., -1:, :],
+            of_attention.sum(-2), None if of_logits is None else of_directions[..., :-1, :],
+        )  # fmt: skip
         grads: list[Tensor | None] = []
-        for m, (x, w) in enumerate(zip(rows, weights, strict=True)):
-            grads += _backward(
-                x, w, hidden[m], attention[m], logits[m], of_cas[m], None if of_embedding is None else of_embedding[m],
-                of_attention[m], None if of_logits is None else of_logits[m], scale, of_hidden[m],
-            )  # fmt: skip
+        for m, x in enumerate(rows):
+            of_wide = _product(of_hidden[m].mT, x).to(dtype)
+            grads += of_wide[..., :width, :], bias[m, ..., :width], of_wide[..., width:, :], bias[m, ..., width:]
+            grads += [None if g is None else g[m] for g in small]
         return None, None, None, *(None for _ in rows), *grads
-
-
-def _backward(
-    x: Tensor, w: Weights, hidden: Tensor, attention: Tensor, logits: Tensor, of_cas: Tensor,
-    of_embedding: Tensor | None, of_attention: Tensor, of_logits: Tensor | None, scale: float, of_hidden: Tensor,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Gradients of one modality's weights, in the order of ``Weights``; ``of_hidden`` is filled."""
-    width, dtype = w.base.shape[-2], w.base.dtype
-    embedding = hidden[..., width:].to(dtype)
-    # Attention and cluster logits are products of the embedding with H numbers each: their gradients are one.
-    of_attention = (of_attention * attention * (1 - attention)).unsqueeze(-1)
-    of_products, directions = of_attention, w.attention
-    if of_logits is not None:
-        lengths = vector_norm(embedding, dim=-1, keepdim=True).clamp_min_(_EPS)
-        of_products = torch.cat([of_logits * (scale / lengths), of_attention], -1)
-        directions = torch.cat([w.prototypes, w.attention], -2)
-    of_cas = of_cas.to(hidden.dtype)
-    _product(of_cas, w.cas.to(hidden.dtype), None, of_hidden[..., :width])
-    found = of_hidden[..., width:] if hidden.dtype == dtype else torch.empty_like(embedding)
-    _product(of_products, directions, of_embedding, found)
-    if of_logits is not None:
-        found.addcmul_(embedding, (of_logits * logits).sum(-1, keepdim=True).div_(lengths.square_()), value=-1)
-    if hidden.dtype != dtype:
-        of_hidden[..., width:] = found
-    torch.ops.aten.threshold_backward.grad_input(of_hidden, hidden, 0, grad_input=of_hidden)
-
-    of_wide = _product(of_hidden.mT, x).to(dtype)
-    bias = of_hidden.sum(-2, dtype=dtype)
-    of_directions = _product(of_products.mT, embedding)
-    return (
-        of_wide[..., :width, :], bias[..., :width], of_wide[..., width:, :], bias[..., width:],
-        _product(of_cas.mT, hidden[..., :width]).to(dtype), of_cas.sum(-2, dtype=dtype),
-        of_directions[..., -1:, :], of_attention.sum(-2),
-        None if of_logits is None else of_directions[..., :-1, :],
-    )  # fmt: skip
 
 
 def _grouped(tensors: Sequence[Tensor], modalities: int) -> tuple[Sequence[Tensor], list[Weights]]:
@@ -157,4 +146,15 @@ def _product(x: Tensor, y: Tensor, plus: Tensor | None = None, out: Tensor | Non
     else:  # one by one: batches of matrices with gaps between their rows are copied first
         for r, mine in enumerate(out):
             _product(x[r], y[r], None if plus is None else plus[r], mine)
+    return out
+
+
+def _each(
+    x: Tensor, y: Sequence[Tensor] | Tensor, plus: Sequence[Tensor] | Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """``_product`` of each modality."""
+    if out is None:
+        out = x.new_empty(*x.shape[:-1], y[0].shape[-1])
+    for m, mine in enumerate(out):
+        _product(x[m], y[m], None if plus is None else plus[m], mine)
     return out
