@@ -25,7 +25,7 @@ from case.config import Settings, make_settings
 from case.data.synthetic import SyntheticConfig, SyntheticData, generate
 from case.engine.evaluate import Localized, Score, localize_split, score_split
 from case.engine.learner import Learner
-from case.engine.sampling import batch_videos, uniform_positions
+from case.engine.sampling import batch_videos, position_key, uniform_positions
 from case.engine.store import ResidentSplit
 
 OPERATIONS_A_ROW = 2 * (4 * 1024 * 512 + 2 * 512 * 37)  # of the network's matrix products
@@ -54,7 +54,7 @@ def trained(data: SyntheticData, settings: Settings, steps: int) -> Learner:
     train = ResidentSplit.from_loaded(data.train, torch.device("cpu"))
     for step in range(steps):
         videos = batch_videos(len(train.videos), 8, seed=0, step=step)
-        learner.step(*train.sampled(videos, 200, 1, step))
+        learner.step(*train.sampled(videos, 200, position_key(1, step)))
     return learner
 
 

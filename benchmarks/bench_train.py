@@ -29,7 +29,7 @@ from case.engine.graphs import StaticSteps
 from case.engine.learner import Learner
 from case.engine.plain import PlainLearner
 from case.engine.precision import set_products
-from case.engine.sampling import batch_videos
+from case.engine.sampling import batch_videos, position_key
 from case.engine.store import ResidentSplit
 
 WIDTHS, VIDEOS, POOL = (1024, 1024), 16, 64
@@ -74,7 +74,10 @@ class Size:
 def size(split: ResidentSplit, steps: int = 4) -> Size:
     s = settings()
     drawn = [batch_videos(POOL, VIDEOS, 0, step) for step in range(steps)]
-    rows = [len(split.sampled(videos, s.num_segments, 0, step).features[0]) for step, videos in enumerate(drawn)]
+    rows = [
+        len(split.sampled(videos, s.num_segments, position_key(0, step)).features[0])
+        for step, videos in enumerate(drawn)
+    ]
     return Size(VIDEOS * s.num_segments, float(np.mean(rows)), float(split.lengths.double().mean()))
 
 
@@ -82,12 +85,12 @@ def fast(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
     """As ``case-wtal train`` steps: a graph on CUDA, captured by the steps that warm up."""
     taught, s = learner(device=device), settings()
     if device == "cuda":
-        static = StaticSteps(taught, split, VIDEOS, 0, capture=True)
+        static = StaticSteps(taught, split, VIDEOS, (0,), capture=True)
         return lambda: static.step(batch_videos(POOL, VIDEOS, 0, taught.steps)).total
 
     def step() -> Tensor:
         videos = batch_videos(POOL, VIDEOS, 0, taught.steps)
-        return taught.step(*split.sampled(videos, s.num_segments, 0, taught.steps)).total
+        return taught.step(*split.sampled(videos, s.num_segments, position_key(0, taught.steps))).total
 
     return step
 
@@ -98,7 +101,7 @@ def plain(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         videos = batch_videos(POOL, VIDEOS, 0, taught.steps)
-        return taught.step(*split.sampled(videos, s.num_segments, 0, taught.steps)).total
+        return taught.step(*split.sampled(videos, s.num_segments, position_key(0, taught.steps))).total
 
     return step
 
@@ -131,7 +134,7 @@ def products() -> Iterator[None]:
 def test_usual_step_computes_the_same() -> None:
     """The peer is CASE: its loss and cluster labels on the same weights and samples are the engine's."""
     split, s = ResidentSplit.from_loaded(data(), torch.device("cpu")), settings()
-    rows, index, labels = split.sampled(torch.arange(3), s.num_segments, 0, 0)
+    rows, index, labels = split.sampled(torch.arange(3), s.num_segments, position_key(0, 0))
     taught = learner()
     peer = UsualStep(taught.model, taught.labels, s)
     loss, found = peer.losses([x[index] for x in rows], labels)

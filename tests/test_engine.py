@@ -25,7 +25,15 @@ from case.engine.choices import DEVIATIONS, localization_choices
 from case.engine.evaluate import Localized, localize_split, pose_split, relocalize
 from case.engine.learner import Learner
 from case.engine.runlog import read_entries
-from case.engine.sampling import batch_videos, distinct_rows, random_bits, random_positions, uniform_positions
+from case.engine.sampling import (
+    batch_videos,
+    distinct_rows,
+    position_key,
+    random_bits,
+    random_key,
+    random_positions,
+    uniform_positions,
+)
 from case.engine.store import ResidentSplit
 from case.errors import CaseError
 
@@ -55,7 +63,7 @@ def plain_positions(rows: int, segments: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("rows", [1, 2, 7, 39, 40, 41, 97, 1000])
 def test_random_positions_follow_the_rule(seed: int, rows: int) -> None:
     segments = 40
-    drawn = random_positions(torch.full((200,), rows), segments, seed, 3, torch.arange(200)).numpy()
+    drawn = random_positions(torch.full((200,), rows), segments, position_key(seed, 3), torch.arange(200)).numpy()
     if rows == segments:
         np.testing.assert_array_equal(drawn, np.tile(np.arange(rows), (200, 1)))
         return
@@ -75,19 +83,24 @@ def test_uniform_positions() -> None:
 
 def test_samples_depend_on_seed_and_step_alone() -> None:
     lengths, videos = torch.tensor([100, 300, 100]), torch.tensor([4, 9, 2])
-    first = random_positions(lengths, 40, 1, 7, videos)
-    assert torch.equal(first, random_positions(lengths, 40, 1, torch.tensor(7), videos))
-    assert torch.equal(first[1:], random_positions(lengths[1:], 40, 1, 7, videos[1:])), "the batch does not matter"
+    first = random_positions(lengths, 40, position_key(1, 7), videos)
+    assert torch.equal(first, random_positions(lengths, 40, torch.tensor(position_key(1, 7)), videos))
+    some = random_positions(lengths[1:], 40, position_key(1, 7), videos[1:])
+    assert torch.equal(first[1:], some), "the batch does not matter"
     assert not torch.equal(first[0], first[2]), "videos of equal length differ"
-    assert not torch.equal(first, random_positions(lengths, 40, 1, 8, videos))
-    assert not torch.equal(first, random_positions(lengths, 40, 2, 7, videos))
+    assert not torch.equal(first, random_positions(lengths, 40, position_key(1, 8), videos))
+    assert not torch.equal(first, random_positions(lengths, 40, position_key(2, 7), videos))
 
 
 def test_random_bits_are_splitmix64s() -> None:
     """The published first number from the state 0, which a counter that takes it back leads to again; fair bits."""
     first = 0xE220A8397B1DCDAF - (1 << 64)
-    assert int(random_bits(0, torch.tensor(-first))) == first
-    bits = random_bits(1, 2, torch.arange(4096))
+    assert int(random_bits(random_key(0), torch.tensor(-first))) == first
+    counters = torch.tensor([0, 1, 5, 2**40])
+    for key in (random_key(0), random_key(3, 2**33)):
+        assert random_bits(key, counters).tolist() == random_bits(torch.tensor(key), counters).tolist()
+    assert random_bits(random_key(9, 8), counters).tolist() == [random_key(9, 8, c) for c in counters.tolist()]
+    bits = random_bits(random_key(1, 2), torch.arange(4096))
     share = torch.stack([(bits >> i & 1).float().mean() for i in range(64)])
     assert (share - 0.5).abs().max() < 0.05
 
@@ -95,7 +108,7 @@ def test_random_bits_are_splitmix64s() -> None:
 def test_distinct_rows(seed: int) -> None:
     lengths = torch.tensor([1, 7, 40, 333, 41])
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)[:-1]])
-    positions = random_positions(lengths, 40, seed, 0, torch.arange(5))
+    positions = random_positions(lengths, 40, position_key(seed, 0), torch.arange(5))
     wanted, restored = torch.unique(starts.unsqueeze(1) + positions, return_inverse=True)
     rows, index = distinct_rows(positions, starts)
     assert torch.equal(rows, wanted)
@@ -130,8 +143,8 @@ def test_distinct_rows_change_nothing(seed: int) -> None:
     torch.manual_seed(seed)
     plain = Learner((8, 8), settings)
     for step in range(4):
-        positions = random_positions(lengths, 24, seed, step, torch.arange(3))
-        rows, index, _ = split.sampled(torch.arange(3), 24, seed, step)
+        positions = random_positions(lengths, 24, position_key(seed, step), torch.arange(3))
+        rows, index, _ = split.sampled(torch.arange(3), 24, position_key(seed, step))
         assert rows[0].shape[0] < positions.numel()
         ids = (starts[:, None] + positions).flatten()
         everything = torch.arange(ids.numel()).view(3, 24)

@@ -20,7 +20,7 @@ from case.engine.graphs import StaticSteps
 from case.engine.learner import Learner
 from case.engine.plain import PlainLearner
 from case.engine.precision import rows_dtype, set_products
-from case.engine.sampling import batch_videos
+from case.engine.sampling import batch_videos, position_key
 from case.engine.store import ResidentSplit, fitting_residence
 from case.engine.train import open_run, run_training
 from case.errors import CaseError
@@ -65,7 +65,9 @@ def train(found: Learner, data: ResidentSplit, steps: int) -> list[float]:
     losses = []
     for step in range(steps):
         videos = batch_videos(len(data.videos), found.settings.batch_size, 1, step)
-        losses.append(found.step(*data.sampled(videos, found.settings.num_segments, 1, step)).total.item())
+        losses.append(
+            found.step(*data.sampled(videos, found.settings.num_segments, position_key(1, step))).total.item()
+        )
     return losses
 
 
@@ -109,13 +111,13 @@ def test_steps_of_static_shapes(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
     given = settings(protocol="corrected", num_segments=120)
     data = ResidentSplit.from_loaded(split(seed), CPU)
     plain, padded = learner(Learner, seed, given), learner(Learner, seed, given)
-    static = StaticSteps(padded, data, given.batch_size, 1, capture=False)
+    static = StaticSteps(padded, data, given.batch_size, (1,), capture=False)
     capacities = set()
     run = static._run
     monkeypatch.setattr(static, "_run", lambda capacity: (capacities.add(capacity), run(capacity)))
     for step in range(30):
         videos = batch_videos(9, given.batch_size, 1, step)
-        wanted = plain.step(*data.sampled(videos, given.num_segments, 1, step))
+        wanted = plain.step(*data.sampled(videos, given.num_segments, position_key(1, step)))
         found = static.step(videos)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
@@ -136,10 +138,10 @@ def test_captured_steps_equal_eager_ones(seed: int) -> None:
     first = Learner((24, 24), given, device)
     torch.manual_seed(seed)
     second = Learner((24, 24), given, device)
-    static = StaticSteps(second, data, given.batch_size, 1, capture=True)
+    static = StaticSteps(second, data, given.batch_size, (1,), capture=True)
     for step in range(60):
         videos = batch_videos(9, given.batch_size, 1, step)
-        wanted = first.step(*data.sampled(videos, given.num_segments, 1, step))
+        wanted = first.step(*data.sampled(videos, given.num_segments, position_key(1, step)))
         for a, b in zip(static.step(videos), wanted, strict=True):
             torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-5)
     assert sum(graph is not None for graph in static._graphs.values()) >= 3
@@ -178,9 +180,9 @@ def test_where_features_lie_changes_no_bit(seed: int, data: Path, tmp_path: Path
     assert sum(x.nbytes for x in mapped.features) == split_bytes(folder, "train")
     assert not list((tmp_path / "rows").iterdir()), "nothing is left behind"
     videos = torch.arange(len(at_hand.videos))
-    expected = ResidentSplit.from_loaded(at_hand, CPU).sampled(videos, 20, 3, 1)
+    expected = ResidentSplit.from_loaded(at_hand, CPU).sampled(videos, 20, position_key(3, 1))
     for residence in ("host", "disk"):
-        found = ResidentSplit.from_loaded(mapped, CPU, residence=residence).sampled(videos, 20, 3, 1)
+        found = ResidentSplit.from_loaded(mapped, CPU, residence=residence).sampled(videos, 20, position_key(3, 1))
         for a, b in zip((*found.features, *found[1:]), (*expected.features, *expected[1:]), strict=True):
             assert torch.equal(a, b)
 

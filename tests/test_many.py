@@ -27,7 +27,7 @@ from case.engine.graphs import StaticSteps
 from case.engine.learner import Learner
 from case.engine.many import open_many, parse_seeds, parse_sweep, plan_runs, train_many
 from case.engine.runlog import read_entries
-from case.engine.sampling import batch_videos, distinct_rows, random_positions
+from case.engine.sampling import batch_videos, distinct_rows, position_key, random_positions
 from case.engine.stacked import SWEEPABLE, StackedLearner
 from case.engine.store import most_distinct, stacked
 
@@ -106,14 +106,14 @@ def test_stacked_steps_of_static_shapes(data: Path, tmp_path: Path, device: str)
     count, seeds = len(alone[0].train.videos), [0, 4, 5]
     learner = StackedLearner([run.learner for run in together])
     split = stacked([run.train for run in together])
-    static = StaticSteps(learner, split, common.batch_size, torch.tensor(seeds), capture=device == "cuda")
+    static = StaticSteps(learner, split, common.batch_size, seeds, capture=device == "cuda")
     # At this learning rate the last digits, which a GPU adds up in an order of its own, grow.
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if device == "cpu" else {"rtol": 1e-3, "atol": 1e-4}
     for step in range(12):
         videos = torch.stack([batch_videos(count, common.batch_size, seed, step) for seed in seeds])
         found = static.step(videos)
         for r, one in enumerate(alone):
-            wanted = one.learner.step(*one.train.sampled(videos[r], common.num_segments, seeds[r], step))
+            wanted = one.learner.step(*one.train.sampled(videos[r], common.num_segments, position_key(seeds[r], step)))
             for a, b in zip(found, wanted, strict=True):
                 torch.testing.assert_close(a[r], b.detach(), **tolerance)
     assert [one.learner.steps for one in together] == [12] * 3
@@ -242,7 +242,7 @@ def test_no_batch_has_more_rows_than_it_can(seed: int) -> None:
     assert most_distinct(lengths, 40) == 39 + 40 + 40 + 2
     starts = torch.cat([torch.zeros(2, 1, dtype=torch.int64), lengths.cumsum(1)[:, :-1]], dim=1)
     for step in range(20):
-        positions = random_positions(lengths, 40, seed, step, torch.arange(8).view(2, 4))
+        positions = random_positions(lengths, 40, position_key(seed, step), torch.arange(8).view(2, 4))
         exact, index = distinct_rows(positions, starts)
         padded, again = distinct_rows(positions, starts, most_distinct(lengths, 40))
         assert exact.shape[1] <= padded.shape[1]

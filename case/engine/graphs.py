@@ -8,12 +8,13 @@ Padded rows are the split's first; no sample points at them, so they enter no lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from case.engine.learner import Learner
+from case.engine.sampling import position_key
 from case.engine.stacked import StackedLearner
 from case.engine.store import ResidentSplit, most_distinct
 from case.objective import Losses
@@ -25,7 +26,7 @@ GRANULE = 1024
 class StaticSteps:
     """Steps of a learner on a split that lies on its device, in static shapes.
 
-    With a ``StackedLearner`` the split is ``stacked`` and there is a seed for each of R runs; shapes have R in front.
+    ``seeds`` has one seed; with a ``StackedLearner`` the split is ``stacked``, R runs have one each, shapes R in front.
 
     The first step of each capacity runs as it is, on the stream that captures: it makes what a capture must find made
     (libraries, kernels, the optimizer's state). The second is captured, and it and all others are replays. Where
@@ -33,16 +34,16 @@ class StaticSteps:
     """
 
     def __init__(
-        self, learner: Learner | StackedLearner, split: ResidentSplit, batch_size: int, seed: int | Tensor,
+        self, learner: Learner | StackedLearner, split: ResidentSplit, batch_size: int, seeds: Sequence[int],
         *, capture: bool,
     ) -> None:  # fmt: skip
         self.learner, self.split, self.capture = learner, split, capture
-        self._seed = seed[:, None, None].to(split.device) if isinstance(seed, Tensor) else seed
+        self._seeds = tuple(seeds)
         self._lengths = split.lengths.cpu()
         *lead, count = self._lengths.shape
-        # The step's number and its videos: one copy to the device a step.
+        # Keys of samples and numbers of videos: one copy to the device a step.
         self._batch = (*lead, min(batch_size, count))
-        self._given = torch.zeros(1 + math.prod(self._batch), dtype=torch.int64, device=split.device)
+        self._given = torch.zeros(len(seeds) + math.prod(self._batch), dtype=torch.int64, device=split.device)
         self._shown = torch.zeros(5, *lead, device=split.device)
         self._graphs: dict[int, Callable[[], None] | None] = {}
         if capture:
@@ -54,7 +55,8 @@ class StaticSteps:
         segments = self.learner.settings.num_segments
         capacity = most_distinct(self._lengths.gather(-1, videos), segments)
         capacity = -(-capacity // GRANULE) * GRANULE
-        given = torch.cat([torch.tensor([self.learner.steps]), videos.flatten()])
+        keys = torch.tensor([position_key(seed, self.learner.steps) for seed in self._seeds])
+        given = torch.cat([keys, videos.flatten()])
         if not self.capture:
             self._given.copy_(given)
             self._run(capacity)
@@ -85,7 +87,8 @@ class StaticSteps:
         return graph.replay
 
     def _run(self, capacity: int) -> None:
-        step, videos = self._given[0], self._given[1:].view(self._batch)
-        rows = self.split.sampled(videos, self.learner.settings.num_segments, self._seed, step, capacity)
+        runs = len(self._seeds)
+        keys, videos = self._given[:runs].view(*self._batch[:-1], 1, 1), self._given[runs:].view(self._batch)
+        rows = self.split.sampled(videos, self.learner.settings.num_segments, keys, capacity)
         losses = self.learner.update(*rows)
         self._shown.copy_(torch.stack(losses[:5]).detach())

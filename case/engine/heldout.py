@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from case.data import GroundTruth
-from case.engine.sampling import random_bits
+from case.engine.sampling import random_bits, random_key
 from case.engine.store import ResidentSplit
 from case.errors import CaseError
 
@@ -39,7 +39,7 @@ def hold_out(split: ResidentSplit, fraction: float, seed: int) -> tuple[Resident
             f"val_fraction {fraction:g} of {count} training videos leaves none to train on; "
             "lower it, or use more videos"
         )
-    order = random_bits(seed, _HELD_OUT, torch.arange(count)).argsort(stable=True).tolist()
+    order = random_bits(random_key(seed, _HELD_OUT), torch.arange(count)).argsort(stable=True).tolist()
     left = labels.sum(0)
     taken: list[int] = []
     for v in order:

@@ -17,7 +17,7 @@ from case.data import atomic_write, make_folder
 from case.engine.distributed import started
 from case.engine.graphs import StaticSteps
 from case.engine.rundata import load_data
-from case.engine.sampling import batch_videos
+from case.engine.sampling import batch_videos, position_key
 from case.engine.stacked import SWEEPABLE, StackedLearner
 from case.engine.store import stacked
 from case.engine.train import TrainingRun, open_run, pick_device, train_together
@@ -130,12 +130,12 @@ def _steps(runs: Sequence[TrainingRun]) -> Callable[[], list[Losses]]:
         return [Losses(*mine) for mine in zip(*(part.unbind() for part in losses), strict=True)]
 
     if split.features[0].is_cuda:
-        static = StaticSteps(learner, split, config.batch_size, torch.tensor(seeds), capture=True)
+        static = StaticSteps(learner, split, config.batch_size, seeds, capture=True)
         return lambda: each(static.step(videos()))
-    seed = torch.tensor(seeds)[:, None, None]
 
     def step() -> list[Losses]:
-        rows = split.sampled(videos(), config.num_segments, seed, learner.steps, scratch=learner.scratch)
+        keys = torch.tensor([position_key(seed, learner.steps) for seed in seeds])[:, None, None]
+        rows = split.sampled(videos(), config.num_segments, keys, scratch=learner.scratch)
         return each(learner.step(*rows))
 
     return step

@@ -6,9 +6,13 @@ same on every device and however a batch is split over processes, and no state h
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+# Splitmix64's.
+_INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 # Streams of random numbers of one seed.
 _ORDER, _POSITIONS = 0, 1
 
@@ -18,18 +22,23 @@ def uniform_positions(lengths: Tensor, segments: int) -> Tensor:
     return torch.arange(segments, device=lengths.device) * lengths.unsqueeze(-1) // segments
 
 
-def random_positions(lengths: Tensor, segments: int, seed: int | Tensor, step: int | Tensor, videos: Tensor) -> Tensor:
+def position_key(seed: int, step: int) -> int:
+    """What of a step's samples does not depend on the video: the ``key`` of ``random_positions``."""
+    return random_key(seed, _POSITIONS, step)
+
+
+def random_positions(lengths: Tensor, segments: int, key: int | Tensor, videos: Tensor) -> Tensor:
     """(..., B, T) int64: one row out of each of T stretches of every video (training).
 
     Stretch i reaches from floor(i L / T) to floor((i + 1) L / T), both ends included, the last to L - 1; a video of
-    exactly T rows is taken whole. lengths and videos (..., B) int64, the latter the numbers that name the videos; step
-    may be a tensor, so that a captured graph can count on, and seed (..., 1, 1), one for each batch.
+    exactly T rows is taken whole. lengths and videos (..., B) int64, the latter the numbers that name the videos; key
+    from ``position_key``, or int64 (..., 1, 1), one for each batch.
     """
     length = lengths.unsqueeze(-1)
     low = uniform_positions(lengths, segments)
     high = torch.cat([low[..., 1:], length - 1], dim=-1)
     segment = torch.arange(segments, device=lengths.device)
-    bits = random_bits(seed, _POSITIONS, step, videos.unsqueeze(-1), segment)
+    bits = random_bits(key, videos.unsqueeze(-1), segment)
     # 32 bits times a stretch of fewer than 2^31 rows: whole numbers, so every device agrees.
     drawn = low + (_shifted(bits, 32) * (high - low + 1) >> 32)
     return torch.where(length == segments, low, drawn)
@@ -39,7 +48,7 @@ def batch_videos(count: int, batch_size: int, seed: int, step: int) -> Tensor:
     """(min(batch_size, count),) int64: videos of a step; an epoch's incomplete last batch is dropped."""
     size = min(batch_size, count)
     epoch, position = divmod(step, count // size)
-    order = random_bits(seed, _ORDER, epoch, torch.arange(count)).argsort(stable=True)
+    order = random_bits(random_key(seed, _ORDER, epoch), torch.arange(count)).argsort(stable=True)
     return order[position * size : (position + 1) * size]
 
 
@@ -61,19 +70,30 @@ def distinct_rows(positions: Tensor, starts: Tensor, capacity: int | None = None
     return rows, index.view(positions.shape)
 
 
-def random_bits(seed: int | Tensor, *counters: int | Tensor) -> Tensor:
-    """64 random bits as int64 for each combination of ``counters``, which broadcast; at least one is a tensor.
+def random_key(*counters: int) -> int:
+    """Splitmix64's finaliser over the numbers one after the other: neighbouring seeds and counters share nothing.
 
-    Splitmix64's finaliser over the numbers one after the other: neighbouring seeds and counters share nothing.
+    64 bits as a signed number, computed on the host.
     """
-    device = next(c.device for c in counters if isinstance(c, Tensor))
-    state = torch.zeros((), dtype=torch.int64, device=device)
-    for part in (seed, *counters):
-        state = state + part + _signed(0x9E3779B97F4A7C15)
-        state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
-        state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
+    key, whole = 0, (1 << 64) - 1
+    for counter in counters:
+        key = (key + counter + _INCREMENT) & whole
+        key = ((key ^ key >> 30) * _FIRST) & whole
+        key = ((key ^ key >> 27) * _SECOND) & whole
+        key ^= key >> 31
+    return _signed(key)
+
+
+def random_bits(key: int | Tensor, *counters: Tensor) -> Tensor:
+    """``random_key`` gone on with, on a device: 64 bits as int64 for each combination of numbers, which broadcast."""
+    state: Any = key
+    for counter in counters:
+        state = state + (counter + _signed(_INCREMENT))
+        state = (state ^ _shifted(state, 30)) * _signed(_FIRST)
+        state = (state ^ _shifted(state, 27)) * _signed(_SECOND)
         state = state ^ _shifted(state, 31)
-    return state
+    found: Tensor = state
+    return found
 
 
 def _shifted(bits: Tensor, by: int) -> Tensor:
@@ -81,5 +101,5 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def _signed(constant: int) -> int:
-    return constant - (1 << 64) if constant >= 1 << 63 else constant
+def _signed(bits: int) -> int:
+    return bits - (1 << 64) if bits >= 1 << 63 else bits

@@ -74,7 +74,7 @@ class ResidentSplit:
         )
 
     def sampled(
-        self, videos: Tensor, segments: int, seed: int | Tensor, step: int | Tensor, capacity: int | None = None,
+        self, videos: Tensor, segments: int, key: int | Tensor, capacity: int | None = None,
         scratch: Scratch | None = None,
     ) -> Rows:  # fmt: skip
         """What a training step draws from ``videos`` (B,); see ``random_positions`` and ``distinct_rows``.
@@ -82,7 +82,7 @@ class ResidentSplit:
         With ``scratch`` the next call with it overwrites the features.
         """
         videos = videos.to(self.starts.device)
-        positions = random_positions(self.lengths.gather(-1, videos), segments, seed, step, videos)
+        positions = random_positions(self.lengths.gather(-1, videos), segments, key, videos)
         return self._rows(videos, positions, capacity, scratch)
 
     def uniform(self, videos: Tensor, segments: int) -> Rows:
@@ -120,7 +120,7 @@ class ResidentSplit:
 def stacked(splits: Sequence[ResidentSplit]) -> ResidentSplit:
     """Splits of R runs as one whose tensors have R as their first dimension; all of as many videos, on the same rows.
 
-    ``sampled`` of it takes videos (R, B), a seed (R, 1, 1), and gives ``Rows`` with a first dimension R.
+    ``sampled`` of it takes videos (R, B), keys (R, 1, 1), and gives ``Rows`` with a first dimension R.
     """
     columns = zip(*((s.starts, s.lengths, s.labels) for s in splits), strict=True)
     starts, lengths, labels = (torch.stack(column) for column in columns)

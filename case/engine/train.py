@@ -25,7 +25,7 @@ from case.engine.plain import PlainLearner
 from case.engine.precision import set_products
 from case.engine.rundata import RunData, load_data
 from case.engine.runlog import RunLog, read_entries
-from case.engine.sampling import batch_videos
+from case.engine.sampling import batch_videos, position_key
 from case.engine.selection import (
     BEST,
     BEST_HELDOUT,
@@ -224,13 +224,14 @@ def _steps(run: TrainingRun) -> Callable[[], list[Losses]]:
         return batch_videos(len(train.videos), config.batch_size, config.seed, learner.steps)
 
     if train.features[0].is_cuda and config.engine == "fast" and ranks.size == 1:
-        static = StaticSteps(learner, train, config.batch_size, config.seed, capture=True)
+        static = StaticSteps(learner, train, config.batch_size, (config.seed,), capture=True)
         return lambda: [static.step(videos())]
 
     def step() -> list[Losses]:
         batch = videos()
         mine = batch[ranks.slice(len(batch))]
-        rows = train.sampled(mine, config.num_segments, config.seed, learner.steps, scratch=learner.scratch)
+        key = position_key(config.seed, learner.steps)
+        rows = train.sampled(mine, config.num_segments, key, scratch=learner.scratch)
         return [learner.step(*rows, ranks.share(len(batch), config.num_segments))]
 
     return step
