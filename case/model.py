@@ -55,8 +55,6 @@ class CASE(nn.Module):
     Args:
         widths: feature width of each modality.
         settings: num_classes, num_clusters, hidden, cosine_scale and the modalities' names are read.
-
-    A ``scratch`` that is set makes embeddings with a gradient last until the next call only.
     """
 
     def __init__(self, widths: Sequence[int], settings: Settings) -> None:
@@ -65,17 +63,17 @@ class CASE(nn.Module):
             raise ValueError(f"widths must hold one width for each of {settings.modalities}, got {tuple(widths)}")
         sizes = (settings.num_classes, settings.num_clusters, settings.hidden)
         self.cosine_scale = settings.cosine_scale
-        self.scratch: Scratch | None = None
         self.branches = nn.ModuleDict({m: Branch(w, *sizes) for m, w in zip(settings.modalities, widths, strict=True)})
 
     @property
     def widths(self) -> tuple[int, ...]:
         return tuple(branch.base.in_features for branch in self.branches.values())  # type: ignore[union-attr, misc]
 
-    def forward(self, rows: Sequence[Tensor]) -> Heads:
+    def forward(self, rows: Sequence[Tensor], scratch: Scratch | None = None) -> Heads:
         """rows: one (L, width) matrix per modality, all of the same L, in the weights' dtype or a narrower one.
 
-        The products of width H are in the dtype of the rows; all that follows, and all results, in the weights'.
+        The products of width H are in the dtype of the rows; all that follows, and all results, in the weights'. With
+        ``scratch`` the embeddings last until the next call with it.
         """
         weights = [branch.weights() for branch in self.branches.values()]  # type: ignore[operator]
-        return network(rows, weights, self.cosine_scale, self.scratch if torch.is_grad_enabled() else None)
+        return network(rows, weights, self.cosine_scale, scratch)

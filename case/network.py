@@ -52,8 +52,8 @@ def network(
 ) -> Heads:
     """rows (L, width) and weights of each modality; rows (R, L, width) and R networks give (M, R, L, ...).
 
-    The wide products are in the dtype of the rows, all that follows and all results in that of the weights. Rows get no
-    gradient. With ``scratch`` the embeddings are overwritten by the next call, which is an error before ``backward``.
+    The wide products are in the dtype of the rows, all that follows and all results in that of the weights. With
+    ``scratch`` the embeddings are overwritten by the next call with it, which is an error before ``backward``.
     """
     return Heads(*_Network.apply(cosine_scale, scratch, len(rows), *rows, *(x for each in weights for x in each)))
 
@@ -70,8 +70,8 @@ class _Network(torch.autograd.Function):
         width, dtype = weights[0].base.shape[-2], weights[0].base.dtype
         hidden = empty(scratch, "hidden", (modalities, *rows[0].shape[:-1], 2 * width), rows[0])
         for x, w, out in zip(rows, weights, hidden, strict=True):
-            both, bias = torch.cat([w.cas_hidden, w.base], -2), torch.cat([w.cas_hidden_bias, w.base_bias], -1)
-            _product(x, both.to(x.dtype).mT, bias.to(x.dtype), out)
+            bias = torch.cat([w.cas_hidden_bias, w.base_bias], -1)
+            _product(x, _wide(w, x).mT, bias.to(x.dtype), out)
         hidden.relu_()
         of_rows = rows[0].dtype
         cas_hidden, embedding = hidden[..., :width], hidden[..., width:].to(dtype)
@@ -88,14 +88,20 @@ class _Network(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, of_cas: Tensor, of_embedding: Tensor | None, of_attention: Tensor, of_logits: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+        ctx: Any, of_cas: Tensor | None, of_embedding: Tensor | None, of_attention: Tensor | None,
+        of_logits: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         """Without cluster logits or a use of the embedding of its own, as in the baseline, their terms are left out."""
         hidden, attention, logits, units, *tensors = ctx.saved_tensors
         scale, scratch, modalities = ctx.given
         rows, weights = _grouped(tensors, modalities)
         width, dtype = weights[0].base.shape[-2], weights[0].base.dtype
         cas_hidden, embedding = hidden[..., :width], hidden[..., width:].to(dtype)
+        # Every loss of CASE uses these two, so that leaving their terms out is not worth its lines.
+        if of_cas is None:
+            of_cas = hidden.new_zeros(*hidden.shape[:-1], weights[0].cas.shape[-2])
+        if of_attention is None:
+            of_attention = torch.zeros_like(attention)
         # Attention and cluster logits are products of the embedding with H numbers each: their gradients are one.
         of_attention = (of_attention * attention * (1 - attention)).unsqueeze(-1)
         of_products, directions = of_attention, torch.stack([w.attention for w in weights])
@@ -124,13 +130,22 @@ class _Network(torch.autograd.Function):
             of_wide = _product(of_hidden[m].mT, x).to(dtype)
             grads += of_wide[..., :width, :], bias[m, ..., :width], of_wide[..., width:, :], bias[m, ..., width:]
             grads += [None if g is None else g[m] for g in small]
-        return None, None, None, *(None for _ in rows), *grads
+        of_rows = (
+            _product(of_hidden[m], _wide(w, x)) if wanted else None
+            for m, (x, w, wanted) in enumerate(zip(rows, weights, ctx.needs_input_grad[3:]))
+        )
+        return None, None, None, *of_rows, *grads
 
 
 def _grouped(tensors: Sequence[Tensor], modalities: int) -> tuple[Sequence[Tensor], list[Weights]]:
     """(rows, weights), by modality."""
     rest, each = tensors[modalities:], len(Weights._fields)
     return tensors[:modalities], [Weights(*rest[i : i + each]) for i in range(0, len(rest), each)]
+
+
+def _wide(w: Weights, x: Tensor) -> Tensor:
+    """The weights of both layers that read the features, in their dtype."""
+    return torch.cat([w.cas_hidden, w.base], -2).to(x.dtype)
 
 
 def _product(x: Tensor, y: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:

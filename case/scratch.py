@@ -19,6 +19,12 @@ class Scratch:
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
+    def __deepcopy__(self, memo: object) -> Scratch:
+        return Scratch()
+
+    def __reduce__(self) -> tuple[type[Scratch], tuple[()]]:
+        return Scratch, ()  # nothing of what it keeps is worth a file
+
     def empty(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """A contiguous tensor of that shape with the dtype and device of ``like``, not initialised."""
         size = math.prod(shape)

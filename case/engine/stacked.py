@@ -69,7 +69,7 @@ class StackedLearner:
         self.learners = list(learners)
         self._check()
         self.model = stack_models([learner.model for learner in learners])
-        self.scratch = self.model.scratch
+        self.scratch = self.learners[0].scratch
         for r, learner in enumerate(self.learners):
             for name, parameter in learner.model.named_parameters():
                 parameter.data = self.model.get_parameter(name).detach()[r]
@@ -140,7 +140,7 @@ class StackedLearner:
         return Losses(*(part.detach() for part in losses))
 
     def _losses(self, rows: Sequence[Tensor], index: Tensor, labels: Tensor) -> Losses:
-        heads = self.model(rows)
+        heads = self.model(rows, self.scratch)
         settings = [learner.settings for learner in self.learners]
         count, length = heads.attention.shape[1:]
         places = index + length * torch.arange(count, device=index.device)[:, None, None]
