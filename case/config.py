@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 from case.errors import CaseError
+from case.settings_check import coerce, validate, validate_run
 
 Protocol = Literal["released", "corrected"]
 Preset = Literal["thumos14", "activitynet12", "activitynet13", "demo"]
@@ -232,6 +231,7 @@ def make_settings(preset: str = "thumos14", protocol: str = "released", **overri
     Lists become tuples and numbers take the field's type, so that values read from TOML or JSON fit.
     Raises ``CaseError`` naming an unknown preset, protocol or field, or a value outside its range.
     """
+    coerce("preset", preset, ""), coerce("protocol", protocol, "")
     if preset not in PRESETS:
         raise CaseError(f"unknown preset '{preset}'; one of: {', '.join(PRESETS)}")
     if protocol not in PROTOCOLS:
@@ -241,7 +241,7 @@ def make_settings(preset: str = "thumos14", protocol: str = "released", **overri
     for name, value in values.items():
         if not hasattr(defaults, name) or name in ("labels", "seconds_per_snippet"):
             raise CaseError(f"unknown setting '{name}'; see `case-wtal train --help` for the names")
-        values[name] = _coerce(name, value, getattr(defaults, name))
+        values[name] = coerce(name, value, getattr(defaults, name))
     settings = Settings(**values)
     validate(settings)
     return settings
@@ -301,18 +301,19 @@ def make_train_config(values: Mapping[str, Any]) -> TrainConfig:
     """A ``TrainConfig`` from fields by name; ``preset`` and ``protocol`` among them choose the other defaults."""
     run_fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
     method = {f.name for f in dataclasses.fields(Settings)}
-    given = {k: v for k, v in values.items() if k in method or k == "preset"}
-    settings = make_settings(**given)
     run = {k: v for k, v in values.items() if k in run_fields and k not in method}
+    # What is no field of a run either is unknown there.
+    settings = make_settings(**{k: v for k, v in values.items() if k not in run or k == "preset"})
     for name in ("data", "output", "config"):
         if run.get(name) is not None:
-            run[name] = Path(run[name])
+            run[name] = Path(coerce(name, run[name], Path()))
     if run.get("data") is not None:
         run["data"] = run["data"].absolute()  # the run must find it from anywhere
     defaults = TrainConfig()
-    run = {k: _coerce(k, v, getattr(defaults, k)) for k, v in run.items()}
+    run = {k: coerce(k, v, getattr(defaults, k)) for k, v in run.items()}
     config = TrainConfig(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings)}, **run)
     validate(config)
+    validate_run(config)
     return config
 
 
@@ -320,106 +321,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _coerce(name: str, value: Any, default: Any) -> Any:
-    """``value`` in the type of the field's default; NumPy's numbers and lists will do."""
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise CaseError(f"{name} must be true or false, got {value!r}")
-    elif isinstance(default, int):
-        if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
-            raise CaseError(f"{name} must be a whole number, got {value!r}")
-        return int(float(value)) if not isinstance(value, int) else value
-    elif isinstance(default, float):
-        return _finite(name, value)
-    elif isinstance(default, tuple) or name == "class_names":
-        if value is None and default is None:
-            return None
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise CaseError(f"{name} must be a list, got {value!r}")
-        values = tuple(value)
-        if default and isinstance(default[0], float):
-            return tuple(_finite(name, item) for item in values)
-        if not all(isinstance(item, str) and item for item in values):
-            raise CaseError(f"{name} must be a list of names, got {value!r}")
-        return values
-    return value
-
-
-def _finite(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise CaseError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise CaseError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
-
-
-def validate(settings: Settings) -> None:
-    """Raise ``CaseError`` naming the first field outside its range."""
-    s = settings
-    positive = (
-        "num_classes", "fps", "snippet_stride", "num_segments", "hidden", "num_clusters", "cosine_scale",
-        "topk_divisor", "ot_scale", "ot_iters", "lr", "batch_size", "upsample", "nms_sigma", "prior_sigma",
-    )  # fmt: skip
-    for name in positive:
-        if not getattr(s, name) > 0:
-            raise CaseError(f"{name} must be greater than 0, got {getattr(s, name)!r}")
-    for name in ("max_steps", "w_clu", "w_cls", "weight_decay", "nms_length_offset", "outer_ratio"):
-        if not getattr(s, name) >= 0:
-            raise CaseError(f"{name} must not be negative, got {getattr(s, name)!r}")
-    if not 0 <= s.nms_threshold <= 1:
-        raise CaseError(f"nms_threshold must lie in [0, 1], got {s.nms_threshold!r}")
-    if not s.act_thresholds:
-        raise CaseError("act_thresholds must hold at least one number, got none")
-    if len(s.betas) != 2 or not all(0 <= beta < 1 for beta in s.betas):
-        raise CaseError(f"betas must be two numbers in [0, 1), got {s.betas!r}")
-    if not 0 < s.gce_q <= 1:
-        raise CaseError(f"gce_q must lie in (0, 1], got {s.gce_q!r}")
-    if not 0 <= s.label_momentum < 1:
-        raise CaseError(f"label_momentum must lie in [0, 1), got {s.label_momentum!r}")
-    if not s.modalities:
-        raise CaseError("modalities must name at least one feature stream, got none")
-    if len(set(s.modalities)) != len(s.modalities):
-        raise CaseError(f"modalities must differ from one another, got {s.modalities!r}")
-    if s.class_names is not None and len(s.class_names) != s.num_classes:
-        raise CaseError(f"class_names must hold num_classes = {s.num_classes} names, got {len(s.class_names)}")
-    for name in ("protocol", "prior_ranks", "nms_method", "label_init", "keep_checkpoint"):
-        if getattr(s, name) not in _CHOICES[name]:
-            raise CaseError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {getattr(s, name)!r}")
-    if not s.tiou or not all(0 < t <= 1 for t in s.tiou):
-        raise CaseError(f"tiou must hold thresholds in (0, 1], got {s.tiou!r}")
-    if isinstance(s, TrainConfig):
-        _validate_run(s)
-
-
-def _validate_run(config: TrainConfig) -> None:
-    for name in ("engine", "precision", "storage", "residence"):
-        if getattr(config, name) not in _CHOICES[name]:
-            raise CaseError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {getattr(config, name)!r}")
-    for name in ("log_every", "save_every", "keep_last"):
-        if getattr(config, name) < 1:
-            raise CaseError(f"{name} must be at least 1, got {getattr(config, name)}")
-    for name in ("max_steps", "seed"):
-        if not 0 <= getattr(config, name) < 2**63:
-            raise CaseError(f"{name} must lie in 0..2^63 - 1, got {getattr(config, name)}")
-    for name in ("eval_every", "threads", "pictures"):
-        if getattr(config, name) < 0:
-            raise CaseError(f"{name} must not be negative, got {getattr(config, name)}")
-    if not 0 <= config.val_fraction < 1:
-        raise CaseError(f"val_fraction must lie in [0, 1), got {config.val_fraction!r}")
-    if config.keep_checkpoint == "best-heldout" and not config.val_fraction:
-        raise CaseError("keep_checkpoint best-heldout needs held-out videos; give --val-fraction 0.1, say")
-
-
-_CHOICES = {
-    "protocol": tuple(PROTOCOLS),
-    "prior_ranks": ("argsort", "true"),
-    "nms_method": ("decay_once", "hard", "linear", "gaussian"),
-    "label_init": ("clusters", "classes"),
-    "keep_checkpoint": ("best-test", "best-heldout", "last"),
-    "engine": ("fast", "plain"),
-    "precision": ("fp32", "tf32", "bf16"),
-    "storage": ("stored", "float32", "float16", "bfloat16"),
-    "residence": ("auto", "device", "host", "disk"),
-}

@@ -80,6 +80,19 @@ def test_settings_from_many_forms() -> None:
         ({"preset": "thumos"}, "unknown preset 'thumos'"),
         ({"protocol": "fixed"}, "unknown protocol 'fixed'"),
         ({"num_segments": 0}, "num_segments must be greater than 0, got 0"),
+        ({"num_segments": 10**11}, "num_segments must not exceed 16777216, got 100000000000"),
+        ({"threads": 10**11}, "threads must not exceed 4096"),
+        ({"preset": ["thumos14"]}, r"preset must be text, got \['thumos14'\]"),
+        ({"output": 5}, "output must be text, got 5"),
+        ({"data": 5}, "data must be text, got 5"),
+        ({"modalities": ["rgb.v2", "flow"]}, "modalities must not hold dots"),
+        (
+            {"modalities": ["keys", "flow"]},
+            "modalities must not hold dots or words of Python's dictionaries, got 'keys'",
+        ),
+        ({"class_threshold": 7}, r"class_threshold must lie in \[0, 1\], got 7.0"),
+        ({"act_thresholds": [0.5, 5.0]}, r"act_thresholds must hold numbers in \[0, 1\]"),
+        ({"tiou": [0.5, 0.5]}, r"tiou must hold thresholds in \(0, 1\], each once"),
         ({"num_segments": 7.5}, "num_segments must be a whole number, got 7.5"),
         ({"num_segments": "many"}, "num_segments must be a whole number, got 'many'"),
         ({"lr": "fast"}, "lr must be a number, got 'fast'"),
@@ -103,7 +116,7 @@ def test_settings_from_many_forms() -> None:
 )
 def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(CaseError, match=message) as error:
-        settings_from(values)
+        make_train_config(values)
     assert "\n" not in str(error.value)
 
 

@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
         TrainFlags, args, command="train", default=TrainFlags(**vars(default)),
         description="Train CASE on a data folder, evaluate on its test split, write everything to --output.",
     )  # fmt: skip
-    config = make_train_config(vars(flags))
+    config = make_train_config({name: value for name, value in vars(flags).items() if name not in ("seeds", "sweep")})
     if not (flags.seeds or flags.sweep):
         return train(config)
     if flags.seeds and any(word.partition("=")[0] == "--seed" for word in args):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from case import console
-from case.config import Settings, validate
+from case.config import Settings
 from case.data import FeatureFolder, LoadedSplit, load_split, open_folder
 from case.data.layout import Split
 from case.data.unlabelled import load_features
@@ -23,6 +23,7 @@ from case.engine.train import pick_device
 from case.errors import CaseError
 from case.inference import video_accuracy
 from case.model import CASE
+from case.settings_check import validate
 
 
 @dataclass(frozen=True, eq=False)
