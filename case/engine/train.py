@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
 from case.data import FeatureFolder, atomic_write, make_folder, remove_unfinished
-from case.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_step, step_files
+from case.engine.checkpoint import load_checkpoint, save_checkpoint, save_step, step_files
 from case.engine.distributed import ALONE, Ranks
 from case.engine.evaluate import Score
 from case.engine.graphs import StaticSteps
@@ -23,6 +23,7 @@ from case.engine.heldout import hold_out
 from case.engine.learner import Learner
 from case.engine.plain import PlainLearner
 from case.engine.precision import set_products
+from case.engine.resume import evaluates_at, logged_losses, require_same_run, take_up
 from case.engine.rundata import RunData, load_data
 from case.engine.runlog import RunLog, read_entries
 from case.engine.sampling import batch_videos, position_key
@@ -58,6 +59,8 @@ class TrainingRun:
     evaluated: Evaluation | None = None
     """The latest evaluation."""
     ranks: Ranks = ALONE
+    due: bool = False
+    """Whether the weights that it goes on from are to be evaluated first."""
 
     def save(self, name: str, score: Score | None) -> None:
         """Write a checkpoint with the run's configuration, best evaluations, and the test score of these weights."""
@@ -104,10 +107,10 @@ def open_run(config: TrainConfig, ranks: Ranks = ALONE, data: RunData | None = N
         learner = kind(data.folder.widths, config.settings, device)
         return TrainingRun(config, data.folder, train, evaluator, learner, ranks=ranks)
     checkpoint = load_checkpoint(last)
-    _require_same_run(config, data.folder, checkpoint, () if heldout is None else heldout.videos)
-    best = {"best-test": checkpoint.notes["best"], "best-heldout": checkpoint.notes.get("best_heldout", {})}
+    require_same_run(config, data.folder, checkpoint, () if heldout is None else heldout.videos)
+    best, due = take_up(config, checkpoint)
     learner = checkpoint.learner(config.settings, device, kind)
-    return TrainingRun(config, data.folder, train, evaluator, learner, best, ranks=ranks)
+    return TrainingRun(config, data.folder, train, evaluator, learner, best, ranks=ranks, due=due)
 
 
 def run_training(run: TrainingRun) -> None:
@@ -127,13 +130,16 @@ def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Loss
     if ranks.first:
         for run in runs:
             _prepare(run)
-    logs = [RunLog(run.config.output, step=learner.steps, writing=ranks.first) for run in runs]
+    logs = [RunLog(run.config.output, step=learner.steps, again=run.due, writing=ranks.first) for run in runs]
     try:
         with stop_signals() as stopped, console.progress(config.max_steps, "train", done=learner.steps) as bar:
             started = time.perf_counter()
             first = learner.steps
             losses: Sequence[Losses] = []
             unsaved = not all((run.config.output / LAST).exists() for run in runs)
+            for run, log in zip(runs, logs, strict=True):
+                if run.due:
+                    _evaluate(run, log, logged_losses(read_entries(log.path), learner.steps))
             while not ranks.any(bool(stopped)) and learner.steps < config.max_steps:
                 losses = step()
                 number = learner.steps
@@ -142,12 +148,13 @@ def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Loss
                     pace = (time.perf_counter() - started) / (number - first)
                     totals = [_log(run, log, mine, pace) for run, log, mine in zip(runs, logs, losses, strict=True)]
                     bar.advance(0, loss=fmean(totals))
-                evaluating = number == config.max_steps or (config.eval_every > 0 and number % config.eval_every == 0)
+                evaluating = evaluates_at(number, config.max_steps, config.eval_every)
                 unsaved = not (evaluating or number % config.save_every == 0)
                 if not unsaved:
                     _save_all(runs, losses)
                 if evaluating:
-                    scores = [_evaluate(run, log, mine) for run, log, mine in zip(runs, logs, losses, strict=True)]
+                    made = zip(runs, logs, losses, strict=True)
+                    scores = [_evaluate(run, log, _numbers(mine)) for run, log, mine in made]
                     bar.advance(0, mAP=100 * fmean(score.mean_ap.mean for score in scores))
                 bar.advance(1)
             if unsaved:
@@ -173,34 +180,6 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise CaseError(f"device '{name}' asked for but this torch finds {count} CUDA devices; use --device cpu")
     return device
-
-
-def _require_same_run(
-    config: TrainConfig, folder: FeatureFolder, checkpoint: Checkpoint, heldout: Sequence[str]
-) -> None:
-    """Raise ``CaseError`` unless ``checkpoint`` can go on under ``config`` on this data."""
-    last = config.output / LAST
-    if checkpoint.widths != folder.widths:
-        raise CaseError(
-            f"{config.data} has features of width {folder.widths}, {last} was trained on {checkpoint.widths}"
-        )
-    for name in ("modalities", "num_classes", "num_clusters", "hidden"):
-        if getattr(config, name) != getattr(checkpoint.settings, name):
-            raise CaseError(
-                f"{name} is {getattr(config, name)!r}, {last} was trained with "
-                f"{getattr(checkpoint.settings, name)!r}; it cannot change on --resume"
-            )
-    before = checkpoint.notes.get("heldout", [])
-    if list(heldout) != before:
-        raise CaseError(
-            f"{len(heldout)} videos would be held out, not the {len(before)} of {last}, so that some were or would be "
-            "trained on; val_fraction, seed and training videos cannot change on --resume"
-        )
-    if checkpoint.steps > config.max_steps:
-        raise CaseError(
-            f"{last} is at step {checkpoint.steps}, past max_steps {config.max_steps}; give a larger --max-steps, "
-            "or use evaluate"
-        )
 
 
 def _prepare(run: TrainingRun) -> None:
@@ -253,13 +232,13 @@ def _save_all(runs: Sequence[TrainingRun], losses: Sequence[Losses]) -> None:
         run.save(LAST, None)
 
 
-def _evaluate(run: TrainingRun, log: RunLog, losses: Losses) -> Score:
+def _evaluate(run: TrainingRun, log: RunLog, losses: Mapping[str, float]) -> Score:
     """Evaluate, keep the checkpoints that are the best so far, and log; returns the score on the test split."""
     started = time.perf_counter()
     learner = run.learner
     found = run.evaluator(learner.steps, learner.model, learner.inference_labels, run.config.settings, run.ranks)
-    run.evaluated = found
-    numbers = {"losses": _numbers(losses), "seconds": time.perf_counter() - started}
+    run.evaluated, run.due = found, False
+    numbers = {"losses": losses, "seconds": time.perf_counter() - started}
     log.write("eval", found.step, **score_entry(found.score), **numbers)
     if found.heldout is not None:
         log.write("heldout", found.step, **score_entry(found.heldout), **numbers)
