@@ -348,6 +348,25 @@ def test_a_diverging_loss_is_told(data: Path, tmp_path: Path) -> None:
         training.run_training(run)
 
 
+def test_weights_that_are_not_finite_are_not_saved(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a step is that of the weights before it, so that it says nothing of these."""
+    run = training.open_run(config(data, tmp_path / "run", save_every=2, eval_every=0))
+    step = run.learner.step
+
+    def overflowing(*args: Any) -> Any:
+        losses = step(*args)
+        if run.learner.steps == 4:
+            run.learner.model.branches["rgb"].base.bias.data[3] = torch.inf
+        return losses
+
+    monkeypatch.setattr(run.learner, "step", overflowing)
+    with pytest.raises(CaseError, match=r"weights are not finite at step 4 of .*run; lower --lr"):
+        training.run_training(run)
+    kept = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert kept.steps == 2
+    assert all(value.isfinite().all() for value in kept.tensors.values())
+
+
 def test_label_smoothing_and_start() -> None:
     released, corrected = (make_settings(protocol=p, num_clusters=4) for p in ("released", "corrected"))
     assert Learner((8, 8), released).labels.tolist() == [[0.25, 0.25]] * 4

@@ -75,7 +75,7 @@ def train_all(config: TrainConfig, seeds: str, sweep: Sequence[str]) -> int:
     except Interrupted:
         flags = [*(["--seeds", seeds] if seeds else []), *(word for text in sweep for word in ("--sweep", text))]
         console.note(
-            f"stopped after step {runs[0].learner.steps} of {config.max_steps}; go on with: "
+            f"stopped after step {min(run.learner.steps for run in runs)} of {config.max_steps}; go on with: "
             f"{program()} train --resume --output {config.output} {shlex.join(flags)}"
         )
         return 130

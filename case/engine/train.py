@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -121,12 +123,25 @@ def run_training(run: TrainingRun) -> None:
     train_together([run], _steps(run))
 
 
-def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Losses]]) -> None:
+def catch_up(runs: Sequence[TrainingRun]) -> None:
+    """Bring runs that were saved at an earlier step than others to the step of these, each alone, as it would have got
+    there. Raises as ``run_training`` does."""
+    until = max(run.learner.steps for run in runs)
+    for run in runs:
+        if run.learner.steps < until:
+            train_together([run], _steps(run), until)
+
+
+def train_together(
+    runs: Sequence[TrainingRun], step: Callable[[], Sequence[Losses]], until: int | None = None
+) -> None:
     """``run_training`` of runs that are at one step and differ in nothing that says when what is done.
 
-    ``step`` makes the next step of all of them and gives the losses of each.
+    ``step`` makes the next step of all of them and gives the losses of each; the last step is ``until``, by default
+    ``max_steps``.
     """
     config, learner, ranks = runs[0].config, runs[0].learner, runs[0].ranks
+    catching_up, until = until is not None, config.max_steps if until is None else until
     if ranks.first:
         for run in runs:
             _prepare(run)
@@ -140,7 +155,7 @@ def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Loss
             for run, log in zip(runs, logs, strict=True):
                 if run.due:
                     _evaluate(run, log, logged_losses(read_entries(log.path), learner.steps))
-            while not ranks.any(bool(stopped)) and learner.steps < config.max_steps:
+            while not ranks.any(bool(stopped)) and learner.steps < until:
                 losses = step()
                 number = learner.steps
                 ending = number == config.max_steps or bool(stopped)
@@ -148,18 +163,20 @@ def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Loss
                     pace = (time.perf_counter() - started) / (number - first)
                     totals = [_log(run, log, mine, pace) for run, log, mine in zip(runs, logs, losses, strict=True)]
                     bar.advance(0, loss=fmean(totals))
+                    if not all(map(math.isfinite, totals)):
+                        _save_all(runs, losses, catching_up)  # raises
                 evaluating = evaluates_at(number, config.max_steps, config.eval_every)
                 unsaved = not (evaluating or number % config.save_every == 0)
                 if not unsaved:
-                    _save_all(runs, losses)
+                    _save_all(runs, losses, catching_up)
                 if evaluating:
                     made = zip(runs, logs, losses, strict=True)
                     scores = [_evaluate(run, log, _numbers(mine)) for run, log, mine in made]
                     bar.advance(0, mAP=100 * fmean(score.mean_ap.mean for score in scores))
                 bar.advance(1)
             if unsaved:
-                _save_all(runs, losses)
-            if learner.steps < config.max_steps:
+                _save_all(runs, losses, catching_up)
+            if learner.steps < until:
                 raise Interrupted
     finally:
         for log in logs:
@@ -217,19 +234,43 @@ def _steps(run: TrainingRun) -> Callable[[], list[Losses]]:
 
 
 def _log(run: TrainingRun, log: RunLog, losses: Losses, pace: float) -> float:
-    """Write the losses of the step that was made; returns their total."""
+    """Write the losses of the step that was made, if they are finite; returns their total."""
     shown = _numbers(losses)
-    _require_finite(shown["total"], run)
-    log.write("train", run.learner.steps, **shown, seconds_per_step=pace)
+    if math.isfinite(shown["total"]):
+        log.write("train", run.learner.steps, **shown, seconds_per_step=pace)
     return shown["total"]
 
 
-def _save_all(runs: Sequence[TrainingRun], losses: Sequence[Losses]) -> None:
-    """Last checkpoints; ``losses`` of the step that was made, empty where none was."""
-    for run, mine in zip(runs, losses):
-        _require_finite(mine.total.item(), run)
-    for run in runs:
-        run.save(LAST, None)
+def _save_all(runs: Sequence[TrainingRun], losses: Sequence[Losses], some: bool) -> None:
+    """Last checkpoints of all runs that are finite; ``losses`` of the step that was made, empty where none was.
+
+    ``some``: there are others beside these. Raises ``CaseError`` where a run is not, after the others have been saved, so that they can go on without it.
+    """
+    failed: dict[Path, str] = {}
+    for run, mine in itertools.zip_longest(runs, losses):
+        wrong = _not_finite(run, mine)
+        if wrong:
+            failed[run.config.output] = wrong
+        else:
+            run.save(LAST, None)
+    if not failed:
+        return
+    (output, wrong), *others = failed.items()
+    more = f" (and in {', '.join(path.name for path, _ in others)})" if others else ""
+    cure = "lower --lr, or look at the features (`case-wtal data check`)"
+    if some or len(failed) < len(runs):
+        cure = "leave that value or seed out of --sweep and --seeds, and --resume: the other runs are saved"
+    raise CaseError(f"{wrong} at step {runs[0].learner.steps} of {output}{more}; {cure}")
+
+
+def _not_finite(run: TrainingRun, losses: Losses | None) -> str:
+    """What of a run is not finite, "" where all is. The loss alone will not do: it was computed before the update."""
+    if losses is not None and not math.isfinite(losses.total.item()):
+        return f"the loss is {losses.total.item()}"
+    learner = run.learner
+    kept = [*learner.model.parameters(), learner.labels, learner.inference_labels]
+    finite = torch.stack([part.detach().isfinite().all() for part in kept])  # one wait for the device
+    return "" if finite.all() else "weights are not finite"
 
 
 def _evaluate(run: TrainingRun, log: RunLog, losses: Mapping[str, float]) -> Score:
@@ -254,11 +295,3 @@ def _evaluate(run: TrainingRun, log: RunLog, losses: Mapping[str, float]) -> Sco
 
 def _numbers(losses: Losses) -> dict[str, float]:
     return {name: getattr(losses, name).item() for name in LOSSES}
-
-
-def _require_finite(loss: float, run: TrainingRun) -> None:
-    if not math.isfinite(loss):
-        raise CaseError(
-            f"the loss is {loss} at step {run.learner.steps} of {run.config.output}; lower --lr, or look at the "
-            "features (`case-wtal data check`)"
-        )
