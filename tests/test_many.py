@@ -399,6 +399,19 @@ def test_values_out_of_range_and_folders_in_use(data: Path, tmp_path: Path, mess
     assert "engine plain trains one run at a time" in message(lambda: open_many(plain, plan_runs(plain, (0,), {})))
 
 
+def test_a_folder_of_many_runs_is_no_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = config(data, tmp_path / "many", max_steps=1, eval_every=0)
+    train_many(common, open_many(common, plan_runs(common, (0, 1), {})))
+    before = (common.output / "config.toml").read_bytes()
+    for flags in (["--resume"], ["--data", str(data)]):
+        assert main(["train", *flags, "--output", str(common.output)]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "many holds 2 runs made at once; give --resume with --seeds and --sweep as before" in told
+        assert "seed-0) with --resume" in told
+    assert (common.output / "config.toml").read_bytes() == before
+    assert not (common.output / "last.safetensors").exists()
+
+
 def test_many_runs_are_for_one_process(
     data: Path, tmp_path: Path, message: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

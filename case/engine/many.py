@@ -18,16 +18,12 @@ from case.engine.distributed import started
 from case.engine.graphs import StaticSteps
 from case.engine.rundata import load_data
 from case.engine.sampling import batch_videos, position_key
+from case.engine.selection import EVALUATION, LAST
 from case.engine.stacked import SWEEPABLE, StackedLearner
 from case.engine.store import stacked
-from case.engine.train import LAST, TrainingRun, catch_up, open_run, pick_device, train_together
+from case.engine.train import TrainingRun, catch_up, open_run, pick_device, train_together
 from case.errors import CaseError
 from case.objective import Losses
-
-_EVALUATION = (
-    "class_threshold", "act_thresholds", "upsample", "nms_method", "nms_threshold", "nms_sigma", "tiou", "outer_ratio",
-    "score_weight", "nms_length_offset", "keep_first_sample", "keep_checkpoint",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def _require_sweepable(name: str) -> None:
         raise CaseError(f"unknown setting '{name}' in --sweep; one of: {', '.join(SWEEPABLE)}")
     if name == "seed":
         raise CaseError("seeds are not swept; give them with --seeds 0-7, say")
-    if name in _EVALUATION:
+    if name in (*EVALUATION, "keep_checkpoint"):
         raise CaseError(
             f"{name} changes evaluation only, so that the runs of a sweep would learn the same; run them "
             f"apart, each with its own --{name.replace('_', '-')}"

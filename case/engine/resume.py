@@ -1,4 +1,4 @@
-"""What going on with a run means: whether it may, which evaluation was cut short, and what its selection still holds."""
+"""What going on with a run means: whether it may, which evaluation was cut short, what was selected so far."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from case import console
 from case.config import TrainConfig
 from case.data import FeatureFolder
-from case.engine.checkpoint import Checkpoint, load_checkpoint
-from case.engine.selection import CHECKPOINTS, LAST, LOSSES
+from case.engine.checkpoint import Checkpoint, load_checkpoint, step_files
+from case.engine.selection import BEST, BEST_HELDOUT, CHECKPOINTS, EVALUATION, LAST, LOSSES
 from case.errors import CaseError
 
 
@@ -27,8 +28,15 @@ def take_up(config: TrainConfig, checkpoint: Checkpoint) -> tuple[dict[str, dict
     """
     notes, steps = checkpoint.notes, checkpoint.steps
     noted = {"best-test": notes["best"], "best-heldout": notes.get("best_heldout", {})}
-    # Selected, but no longer there: of a later step, gone, or replaced by an evaluation that was not noted any more.
+    # Selected, but no longer there: gone, of a later step, or of an evaluation that was cut short before it was noted.
     lost = [name for name, b in noted.items() if b and _steps_of(config.output / CHECKPOINTS[name]) != b["step"]]
+    changed = [name for name in EVALUATION if getattr(config, name) != getattr(checkpoint.settings, name)]
+    if changed and steps < config.max_steps:
+        console.warn(
+            f"{', '.join(changed)} changed since {config.output / LAST}, so that mAPs do not compare: the best "
+            "checkpoints are selected anew, from here on"
+        )
+        noted, lost = {}, []
     then = notes["config"]
     asked = ((then["max_steps"], then["eval_every"]), (config.max_steps, config.eval_every))
     cut_short = notes["score"] is None and any(evaluates_at(steps, *pair) for pair in asked)
@@ -60,6 +68,31 @@ def require_same_run(
         raise CaseError(
             f"{last} is at step {checkpoint.steps}, past max_steps {config.max_steps}; give a larger --max-steps, "
             "or use evaluate"
+        )
+
+
+def remove_later(folder: Path, steps: int) -> None:
+    """Remove a run folder's checkpoints of steps past ``steps``, which will be made again, and perhaps otherwise.
+
+    At step 0, where a run starts, all of them: these are of an earlier one that lost its last checkpoint.
+    """
+    kept = [folder / name for name in (BEST, BEST_HELDOUT) if (folder / name).exists()]
+    later = [path for path in (*kept, *step_files(folder)) if steps == 0 or (_steps_of(path) or 0) > steps]
+    for path in later:
+        path.unlink(missing_ok=True)
+    if later and steps:
+        console.note(
+            f"goes on from step {steps}; removed {', '.join(p.name for p in later)} of later steps in {folder}"
+        )
+
+
+def require_one_run(folder: Path) -> None:
+    """Raise ``CaseError`` where ``folder`` is one of many runs, in which a single one would be out of place."""
+    inside = sorted(path.parent for path in folder.glob("seed-*/" + LAST))
+    if inside:
+        raise CaseError(
+            f"{folder} holds {len(inside)} runs made at once; give --resume with --seeds and --sweep as before, the "
+            f"folder of one run as --output ({inside[0]}) with --resume, or another --output for a new run"
         )
 
 

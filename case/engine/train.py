@@ -17,7 +17,7 @@ from torch import Tensor
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
 from case.data import FeatureFolder, atomic_write, make_folder, remove_unfinished
-from case.engine.checkpoint import load_checkpoint, save_checkpoint, save_step, step_files
+from case.engine.checkpoint import load_checkpoint, save_checkpoint, save_step
 from case.engine.distributed import ALONE, Ranks
 from case.engine.evaluate import Score
 from case.engine.graphs import StaticSteps
@@ -25,13 +25,11 @@ from case.engine.heldout import hold_out
 from case.engine.learner import Learner
 from case.engine.plain import PlainLearner
 from case.engine.precision import set_products
-from case.engine.resume import evaluates_at, logged_losses, require_same_run, take_up
+from case.engine.resume import evaluates_at, logged_losses, remove_later, require_one_run, require_same_run, take_up
 from case.engine.rundata import RunData, load_data
 from case.engine.runlog import RunLog, read_entries
 from case.engine.sampling import batch_videos, position_key
 from case.engine.selection import (
-    BEST,
-    BEST_HELDOUT,
     CHECKPOINTS,
     LAST,
     LOSSES,
@@ -93,6 +91,7 @@ def open_run(config: TrainConfig, ranks: Ranks = ALONE, data: RunData | None = N
     if config.threads:
         torch.set_num_threads(config.threads)
     last = config.output / LAST
+    require_one_run(config.output)
     if config.resume and not last.exists():
         raise CaseError(f"{last}: no checkpoint to resume from; leave --resume out to start a new run")
     if not config.resume and last.exists():
@@ -132,9 +131,7 @@ def catch_up(runs: Sequence[TrainingRun]) -> None:
             train_together([run], _steps(run), until)
 
 
-def train_together(
-    runs: Sequence[TrainingRun], step: Callable[[], Sequence[Losses]], until: int | None = None
-) -> None:
+def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Losses]], until: int | None = None) -> None:
     """``run_training`` of runs that are at one step and differ in nothing that says when what is done.
 
     ``step`` makes the next step of all of them and gives the losses of each; the last step is ``until``, by default
@@ -206,10 +203,7 @@ def _prepare(run: TrainingRun) -> None:
     remove_unfinished(config.output)
     if steps < config.max_steps or steps == 0:  # else a finished run, asked for its report again
         atomic_write(config.output / "config.toml", to_toml(config).encode())
-    if steps == 0:
-        # Of an earlier run that lost its last checkpoint.
-        for path in (config.output / BEST, config.output / BEST_HELDOUT, *step_files(config.output)):
-            path.unlink(missing_ok=True)
+    remove_later(config.output, steps)
 
 
 def _steps(run: TrainingRun) -> Callable[[], list[Losses]]:
@@ -244,7 +238,8 @@ def _log(run: TrainingRun, log: RunLog, losses: Losses, pace: float) -> float:
 def _save_all(runs: Sequence[TrainingRun], losses: Sequence[Losses], some: bool) -> None:
     """Last checkpoints of all runs that are finite; ``losses`` of the step that was made, empty where none was.
 
-    ``some``: there are others beside these. Raises ``CaseError`` where a run is not, after the others have been saved, so that they can go on without it.
+    ``some``: there are others beside these. Raises ``CaseError`` where a run is not, after the others have been saved,
+    so that they can go on without it.
     """
     failed: dict[Path, str] = {}
     for run, mine in itertools.zip_longest(runs, losses):
