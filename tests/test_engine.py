@@ -407,6 +407,10 @@ def test_other_evaluation_settings_select_anew(data: Path, tmp_path: Path, capsy
     capsys.readouterr()
     assert training.open_run(config(data, output, max_steps=12, resume=True, **strict)).best["best-test"]["step"] == 9
     assert "changed" not in capsys.readouterr().err
+    (output / "best.safetensors").unlink()
+    finished = training.open_run(config(data, output, max_steps=9, resume=True, tiou=(0.5,)))
+    assert (finished.best, finished.due) == ({}, True), "nothing to compare with an evaluation that is made now"
+    assert "changed" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_finite_are_not_saved(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,7 @@ def test_resume_keeps_selection_and_evaluations(data: Path, tmp_path: Path, mess
     training.run_training(training.open_run(config(data, tmp_path / "parts", max_steps=4)))
     rest = training.open_run(config(data, tmp_path / "parts", resume=True))
     assert rest.best["best-heldout"]["step"] in (2, 4)
+    assert not rest.due
     training.run_training(rest)
     for name in (LAST, BEST, BEST_HELDOUT):
         a, b = (load_checkpoint(tmp_path / run / name) for run in ("whole", "parts"))

@@ -406,7 +406,7 @@ def test_a_folder_of_many_runs_is_no_run(data: Path, tmp_path: Path, capsys: pyt
     for flags in (["--resume"], ["--data", str(data)]):
         assert main(["train", *flags, "--output", str(common.output)]) == 2
         told = " ".join(capsys.readouterr().err.split())
-        assert "many holds 2 runs made at once; give --resume with --seeds and --sweep as before" in told
+        assert "many is the folder of many runs; give --resume with --seeds and --sweep as before" in told
         assert "seed-0) with --resume" in told
     assert (common.output / "config.toml").read_bytes() == before
     assert not (common.output / "last.safetensors").exists()

@@ -30,17 +30,18 @@ def take_up(config: TrainConfig, checkpoint: Checkpoint) -> tuple[dict[str, dict
     noted = {"best-test": notes["best"], "best-heldout": notes.get("best_heldout", {})}
     # Selected, but no longer there: gone, of a later step, or of an evaluation that was cut short before it was noted.
     lost = [name for name, b in noted.items() if b and _steps_of(config.output / CHECKPOINTS[name]) != b["step"]]
+    then = notes["config"]
+    asked = ((then["max_steps"], then["eval_every"]), (config.max_steps, config.eval_every))
+    cut_short = notes["score"] is None and any(evaluates_at(steps, *pair) for pair in asked)
+    due = steps > 0 and (cut_short or bool(lost))
     changed = [name for name in EVALUATION if getattr(config, name) != getattr(checkpoint.settings, name)]
-    if changed and steps < config.max_steps:
+    if changed and (due or steps < config.max_steps):  # else nothing will be compared
         console.warn(
             f"{', '.join(changed)} changed since {config.output / LAST}, so that mAPs do not compare: the best "
             "checkpoints are selected anew, from here on"
         )
-        noted, lost = {}, []
-    then = notes["config"]
-    asked = ((then["max_steps"], then["eval_every"]), (config.max_steps, config.eval_every))
-    cut_short = notes["score"] is None and any(evaluates_at(steps, *pair) for pair in asked)
-    return {name: {} if name in lost else b for name, b in noted.items()}, steps > 0 and (cut_short or bool(lost))
+        return {}, due
+    return {name: best for name, best in noted.items() if name not in lost}, due
 
 
 def require_same_run(
@@ -91,7 +92,7 @@ def require_one_run(folder: Path) -> None:
     inside = sorted(path.parent for path in folder.glob("seed-*/" + LAST))
     if inside:
         raise CaseError(
-            f"{folder} holds {len(inside)} runs made at once; give --resume with --seeds and --sweep as before, the "
+            f"{folder} is the folder of many runs; give --resume with --seeds and --sweep as before, the "
             f"folder of one run as --output ({inside[0]}) with --resume, or another --output for a new run"
         )
 

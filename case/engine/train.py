@@ -272,7 +272,10 @@ def _evaluate(run: TrainingRun, log: RunLog, losses: Mapping[str, float]) -> Sco
     """Evaluate, keep the checkpoints that are the best so far, and log; returns the score on the test split."""
     started = time.perf_counter()
     learner = run.learner
-    found = run.evaluator(learner.steps, learner.model, learner.inference_labels, run.config.settings, run.ranks)
+    try:
+        found = run.evaluator(learner.steps, learner.model, learner.inference_labels, run.config.settings, run.ranks)
+    except CaseError as error:  # finite weights can be too large for finite scores
+        raise CaseError(f"{run.config.output}: {error}") from error
     run.evaluated, run.due = found, False
     numbers = {"losses": losses, "seconds": time.perf_counter() - started}
     log.write("eval", found.step, **score_entry(found.score), **numbers)
