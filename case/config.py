@@ -191,6 +191,9 @@ class TrainConfig(Settings):
 
 _RUN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)} - {f.name for f in dataclasses.fields(Settings)}
 
+STARTING = ("config", "resume")
+"""Fields that are said when a run is started and are no part of what it is."""
+
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "released": {},
     "corrected": {
@@ -276,9 +279,11 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 
 
 def to_toml(settings: Settings) -> str:
-    """``to_dict`` as TOML: JSON's strings, numbers, booleans and flat lists are TOML's too."""
+    """``to_dict`` as TOML, less what only says how a run was started (``STARTING``)."""
+    kept = {name: value for name, value in to_dict(settings).items() if name not in STARTING}
+    # JSON's strings, numbers, booleans and flat lists are TOML's too.
     # As it stands, since TOML has no surrogate pairs; DEL alone must be escaped there and is not in JSON.
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in to_dict(settings).items()]
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in kept.items()]
     return "".join(lines).replace("\x7f", "\\u007f")
 
 

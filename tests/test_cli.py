@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,18 @@ def test_resume_goes_on(case: Run, trained: Path, tmp_path: Path) -> None:
     assert "started with protocol corrected" in error_of(
         case("train", "--resume", "--output", output, "--protocol", "released")
     )
+
+
+def test_the_configuration_of_a_resumed_run_starts_another(case: Run, trained: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert case("train", "--resume", "--output", output, "--max-steps", "5")[0] == 0
+    file = output / "config.toml"
+    assert "resume" not in tomllib.loads(file.read_text())
+    file.write_text(file.read_text() + "resume = true\n")  # as earlier versions left it
+    args = ("train", "--config", file, "--max-steps", "1", "--pictures", "0", "--output", tmp_path / "again")
+    assert case(*args)[0] == 0
+    assert not {"resume", "config"} & tomllib.loads((tmp_path / "again" / "config.toml").read_text()).keys()
+    assert "already holds a run" in error_of(case(*args))
 
 
 def test_config_file_and_flags(case: Run, source: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from case.engine import train as training
 from case.engine.checkpoint import load_checkpoint, step_files
 from case.engine.choices import DEVIATIONS, localization_choices
 from case.engine.evaluate import Localized, localize_split, pose_split, relocalize
+from case.engine.finish import conclude_run
 from case.engine.learner import Learner
 from case.engine.runlog import read_entries
 from case.engine.sampling import (
@@ -346,6 +347,89 @@ def test_a_diverging_loss_is_told(data: Path, tmp_path: Path) -> None:
         next(run.learner.model.parameters()).fill_(float("nan"))
     with pytest.raises(CaseError, match="the loss is nan at step 1"):
         training.run_training(run)
+
+
+def test_going_back_to_an_earlier_step(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of the steps that are made again stays, and the run ends as one that went this way at once."""
+    output = tmp_path / "run"
+    values = {"eval_every": 2, "keep_last": 4, "pictures": 0}
+    training.run_training(training.open_run(config(data, output, max_steps=8, **values)))
+    for name in ("last", "best"):  # as if the last evaluation had been the best
+        (output / f"{name}.safetensors").write_bytes((output / "step-8.safetensors").read_bytes())
+    (output / "last.safetensors").write_bytes((output / "step-4.safetensors").read_bytes())
+    values |= {"lr": 1e-3, "max_steps": 6}
+    run = training.open_run(config(data, output, resume=True, **values))
+    assert (run.learner.steps, run.due) == (4, True), "what was selected is gone"
+    training.run_training(run)
+    told = capsys.readouterr().out
+    assert "goes on from step 4; removed best.safetensors, step-6.safetensors, step-8.safetensors of later" in told
+    assert steps_kept(output) == [2, 4, 6]
+    entries = [e for e in read_entries(output / "metrics.jsonl") if e["kind"] == "eval"]
+    assert [e["step"] for e in entries] == [2, 4, 6]
+    best = max(entries[1:], key=lambda e: e["mAP"])
+    kept = load_checkpoint(output / "best.safetensors")
+    assert kept.steps == run.best["best-test"]["step"] == best["step"]
+    assert kept.notes["best"] == {"step": best["step"], "mAP": best["mAP"]}
+    again = training.open_run(config(data, output, resume=True, **values))
+    assert (again.best, again.due) == (run.best, False)
+
+
+def test_an_outcome_is_that_of_its_checkpoint(data: Path, tmp_path: Path) -> None:
+    """Not of another checkpoint that has made as many steps."""
+    run, other = (training.open_run(config(data, tmp_path / n, pictures=0, seed=s)) for s, n in enumerate("ab"))
+    for one in (run, other):
+        training.run_training(one)
+    (tmp_path / "a" / "best.safetensors").write_bytes((tmp_path / "b" / "last.safetensors").read_bytes())
+    outcomes = conclude_run(run)
+    assert outcomes["last"].step == outcomes["best-test"].step == 6
+    scores = (outcomes[name].localized.detections.score for name in ("last", "best-test"))
+    first, second = scores
+    assert run.evaluated is not None
+    assert other.evaluated is not None
+    assert torch.equal(first, run.evaluated.localized.detections.score)
+    assert torch.equal(second, other.evaluated.localized.detections.score)
+
+
+def test_other_evaluation_settings_select_anew(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """mAPs at other thresholds say nothing of each other."""
+    output, strict = tmp_path / "run", {"tiou": (0.95,), "nms_threshold": 0.5}
+    training.run_training(training.open_run(config(data, output, tiou=(0.05,))))
+    finished = training.open_run(config(data, output, resume=True, **strict))
+    assert finished.best["best-test"]["step"] in (3, 6), "nothing is selected any more"
+    assert "changed" not in capsys.readouterr().err
+    run = training.open_run(config(data, output, max_steps=9, resume=True, **strict))
+    assert run.best == {}
+    told = " ".join(capsys.readouterr().err.split())
+    assert "nms_threshold, tiou changed since" in told
+    assert "the best checkpoints are selected anew" in told
+    training.run_training(run)
+    assert load_checkpoint(output / "best.safetensors").steps == 9
+    capsys.readouterr()
+    assert training.open_run(config(data, output, max_steps=12, resume=True, **strict)).best["best-test"]["step"] == 9
+    assert "changed" not in capsys.readouterr().err
+    (output / "best.safetensors").unlink()
+    finished = training.open_run(config(data, output, max_steps=9, resume=True, tiou=(0.5,)))
+    assert (finished.best, finished.due) == ({}, True), "nothing to compare with an evaluation that is made now"
+    assert "changed" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_not_saved(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a step is that of the weights before it, so that it says nothing of these."""
+    run = training.open_run(config(data, tmp_path / "run", save_every=2, eval_every=0))
+    step = run.learner.step
+
+    def overflowing(*args: Any) -> Any:
+        losses = step(*args)
+        if run.learner.steps == 4:
+            run.learner.model.branches["rgb"].base.bias.data[3] = torch.inf
+        return losses
+
+    monkeypatch.setattr(run.learner, "step", overflowing)
+    with pytest.raises(CaseError, match=r"weights are not finite at step 4 of .*run; lower --lr"):
+        training.run_training(run)
+    kept = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert kept.steps == 2
+    assert all(value.isfinite().all() for value in kept.tensors.values())
 
 
 def test_label_smoothing_and_start() -> None:

@@ -199,6 +199,7 @@ def test_resume_keeps_selection_and_evaluations(data: Path, tmp_path: Path, mess
     training.run_training(training.open_run(config(data, tmp_path / "parts", max_steps=4)))
     rest = training.open_run(config(data, tmp_path / "parts", resume=True))
     assert rest.best["best-heldout"]["step"] in (2, 4)
+    assert not rest.due
     training.run_training(rest)
     for name in (LAST, BEST, BEST_HELDOUT):
         a, b = (load_checkpoint(tmp_path / run / name) for run in ("whole", "parts"))
@@ -216,6 +217,53 @@ def test_resume_keeps_selection_and_evaluations(data: Path, tmp_path: Path, mess
             )
         )
         assert "cannot change on --resume" in told
+
+
+class Killed(BaseException):
+    """What no handler of errors sees, as a process that is killed."""
+
+
+@pytest.mark.parametrize("where", ["evaluation", "save"])
+@pytest.mark.parametrize(("step", "eval_every"), [(4, 2), (6, 2), (6, 0)])
+def test_an_evaluation_that_was_cut_short_is_made_up(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, step: int, eval_every: int
+) -> None:
+    """Killed in it, or after the best checkpoint has been saved and before the last one says so: nothing is missing."""
+    scripted(monkeypatch, (0.3, 0.9, 0.5), (0.1, 0.4, 0.6))
+    values = {"eval_every": eval_every, "keep_checkpoint": "best-heldout", "pictures": 0}
+    whole = training.open_run(config(data, tmp_path / "whole", **values))
+    training.run_training(whole)
+    evaluate, save = Evaluator.__call__, training.TrainingRun.save
+
+    def evaluating(self: Evaluator, number: int, *args: Any) -> Evaluation:
+        if number == step and where == "evaluation":
+            raise Killed
+        return evaluate(self, number, *args)
+
+    def saving(self: training.TrainingRun, name: str, score: Score | None) -> None:
+        if name == LAST and score is not None and self.learner.steps == step:
+            raise Killed
+        save(self, name, score)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", evaluating)
+        patch.setattr(training.TrainingRun, "save", saving)
+        with pytest.raises(Killed):
+            training.run_training(training.open_run(config(data, tmp_path / "killed", **values)))
+    rest = training.open_run(config(data, tmp_path / "killed", resume=True, **values))
+    assert (rest.learner.steps, rest.due) == (step, True)
+    training.run_training(rest)
+    assert rest.best == whole.best
+    for name in (LAST, BEST, BEST_HELDOUT):
+        a, b = (load_checkpoint(tmp_path / run / name) for run in ("whole", "killed"))
+        assert a.steps == b.steps, name
+        assert [a.notes[k] for k in ("best", "best_heldout", "score")] == [
+            b.notes[k] for k in ("best", "best_heldout", "score")
+        ]
+    texts = [(tmp_path / run / "evaluations.csv").read_text() for run in ("whole", "killed")]
+    assert texts[0] == texts[1]
+    assert not training.open_run(config(data, tmp_path / "killed", resume=True, **values)).due
+    assert list(finish_run(rest)) == ["last", "best-heldout", "best-test"]
 
 
 def test_what_cannot_be_held_out(data: Path, tmp_path: Path, message: Told) -> None:

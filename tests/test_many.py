@@ -28,8 +28,12 @@ from case.engine.learner import Learner
 from case.engine.many import open_many, parse_seeds, parse_sweep, plan_runs, train_many
 from case.engine.runlog import read_entries
 from case.engine.sampling import batch_videos, distinct_rows, position_key, random_positions
+from case.engine.selection import Evaluator
 from case.engine.stacked import SWEEPABLE, StackedLearner
 from case.engine.store import most_distinct, stacked
+from case.engine.summary import finish_many
+from case.engine.train import TrainingRun
+from case.errors import CaseError
 
 Told = Callable[[Callable[[], object]], str]
 LOSSES = ("total", "video", "attention", "scc", "ccc")
@@ -237,6 +241,99 @@ def test_many_runs_that_are_stopped_say_how_to_go_on(
         assert load_checkpoint(common.output / folder / "last.safetensors").steps == 6
 
 
+class Killed(BaseException):
+    """What no handler of errors sees, as a process that is killed."""
+
+
+def saved_steps(common: TrainConfig) -> dict[str, int]:
+    return {p.parent.name: load_checkpoint(p).steps for p in sorted(common.output.glob("*/last.safetensors"))}
+
+
+@pytest.mark.parametrize(("step", "error"), [(2, Killed), (4, CaseError), (6, Killed)])
+def test_runs_that_were_saved_at_different_steps_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException]
+) -> None:
+    """The second of three is not saved at that step, nor is the third: killed, or a disk that is full."""
+
+    def start(name: str, **values: Any) -> TrainConfig:
+        common = config(data, tmp_path / name, eval_every=4, save_every=2, val_fraction=0.2, **values)
+        planned = plan_runs(common, (0, 1, 2), {})
+        runs = open_many(common, planned)
+        train_many(common, runs)
+        summary = finish_many(common, planned, runs)
+        assert list(summary["settings"][0]["results"]) == ["last", "best-heldout", "best-test"]
+        return common
+
+    whole = start("whole")
+    save = TrainingRun.save
+
+    def refused(self: TrainingRun, *args: Any) -> None:
+        if self.config.seed == 1 and self.learner.steps == step:
+            raise error
+        save(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "save", refused)
+        with pytest.raises(error):
+            start("parts")
+    parts = config(data, tmp_path / "parts")
+    before = {} if step == 2 else {"seed-1": step - 2, "seed-2": step - 2}
+    assert saved_steps(parts) == {"seed-0": step, **before}
+    start("parts", resume=True)
+    assert saved_steps(parts) == dict.fromkeys(("seed-0", "seed-1", "seed-2"), 6)
+    for name in saved_steps(parts):
+        mine, theirs = (read_entries(c.output / name / "metrics.jsonl") for c in (whole, parts))
+        assert [(e["step"], e["kind"]) for e in mine] == [(e["step"], e["kind"]) for e in theirs]
+        a, b = (load_checkpoint(c.output / name / "last.safetensors") for c in (whole, parts))
+        for key, value in a.tensors.items():
+            torch.testing.assert_close(b.tensors[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("eval_every", [0, 3])
+def test_runs_killed_in_their_evaluation_are_summed_up(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eval_every: int
+) -> None:
+    evaluate, made = Evaluator.__call__, []
+
+    def evaluating(self: Evaluator, step: int, *args: Any) -> Any:
+        if step == 6:
+            made.append(step)
+        if len(made) == 2:
+            raise Killed
+        return evaluate(self, step, *args)
+
+    common = config(data, tmp_path / "many", eval_every=eval_every)
+    planned = plan_runs(common, (0, 1), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", evaluating)
+        with pytest.raises(Killed):
+            train_many(common, open_many(common, planned))
+    resumed = replace(common, resume=True)
+    planned = plan_runs(resumed, (0, 1), {})
+    runs = open_many(resumed, planned)
+    assert [run.due for run in runs] == [False, True]
+    train_many(resumed, runs)
+    assert list(finish_many(resumed, planned, runs)["settings"][0]["results"]) == ["last", "best-test"]
+    (planned[1].config.output / "best.safetensors").unlink()
+    assert list(finish_many(resumed, planned, runs)["settings"][0]["results"]) == ["last"]
+
+
+def test_a_run_that_diverges_leaves_the_others(data: Path, tmp_path: Path, message: Told) -> None:
+    """Named with the cure, which works; without it the run diverges again, in the same words."""
+
+    def start(rates: tuple[float, ...], **values: Any) -> None:
+        common = config(data, tmp_path / "many", eval_every=0, max_steps=9, **values)
+        train_many(common, open_many(common, plan_runs(common, (0,), {"lr": rates})))
+
+    for values in ({}, {"resume": True}):
+        told = message(lambda values=values: start((1e-3, 1e30), **values))
+        assert f"of {tmp_path / 'many' / 'seed-0-lr-1e+30'}; leave that value or seed out of --sweep" in told
+        assert list(saved_steps(config(data, tmp_path / "many"))) == ["seed-0-lr-0.001"]
+    start((1e-3,), resume=True)
+    assert saved_steps(config(data, tmp_path / "many")) == {"seed-0-lr-0.001": 9}
+    assert "; lower --lr, or look at the features" in message(lambda: start((1e29, 1e30)))
+
+
 def test_no_batch_has_more_rows_than_it_can(seed: int) -> None:
     lengths = torch.tensor([[1, 7, 40, 41], [39, 80, 333, 2]])
     assert most_distinct(lengths, 40) == 39 + 40 + 40 + 2
@@ -300,6 +397,19 @@ def test_values_out_of_range_and_folders_in_use(data: Path, tmp_path: Path, mess
     assert "not both" in message(lambda: run(["--data", str(data), "--seed", "1", "--seeds", "1-2"]))
     plain = replace(common, engine="plain", output=tmp_path / "plain")
     assert "engine plain trains one run at a time" in message(lambda: open_many(plain, plan_runs(plain, (0,), {})))
+
+
+def test_a_folder_of_many_runs_is_no_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = config(data, tmp_path / "many", max_steps=1, eval_every=0)
+    train_many(common, open_many(common, plan_runs(common, (0, 1), {})))
+    before = (common.output / "config.toml").read_bytes()
+    for flags in (["--resume"], ["--data", str(data)]):
+        assert main(["train", *flags, "--output", str(common.output)]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "many is the folder of many runs; give --resume with --seeds and --sweep as before" in told
+        assert "seed-0) with --resume" in told
+    assert (common.output / "config.toml").read_bytes() == before
+    assert not (common.output / "last.safetensors").exists()
 
 
 def test_many_runs_are_for_one_process(

@@ -9,7 +9,7 @@ from typing import Any
 
 from case import console
 from case.commands._flags import expand_tiou, parse, peek, program
-from case.config import TrainConfig, make_train_config, read_toml
+from case.config import STARTING, TrainConfig, make_train_config, read_toml
 from case.data import open_folder
 from case.errors import CaseError
 
@@ -75,7 +75,7 @@ def train_all(config: TrainConfig, seeds: str, sweep: Sequence[str]) -> int:
     except Interrupted:
         flags = [*(["--seeds", seeds] if seeds else []), *(word for text in sweep for word in ("--sweep", text))]
         console.note(
-            f"stopped after step {runs[0].learner.steps} of {config.max_steps}; go on with: "
+            f"stopped after step {min(run.learner.steps for run in runs)} of {config.max_steps}; go on with: "
             f"{program()} train --resume --output {config.output} {shlex.join(flags)}"
         )
         return 130
@@ -120,4 +120,5 @@ def _values(args: Sequence[str]) -> dict[str, Any]:
             raise CaseError("--resume goes on with the run's own config.toml; leave --config out, and give flags")
     else:
         values = read_toml(Path(flags["config"])) if "config" in flags else {}
-    return {**values, **flags}
+    # Files of earlier versions have these too.
+    return {**{name: value for name, value in values.items() if name not in STARTING}, **flags}

@@ -12,12 +12,14 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from case import __version__, console, viz
 from case.config import Settings, TrainConfig
 from case.data import FeatureFolder, make_folder, save_json
-from case.engine.checkpoint import load_checkpoint
+from case.engine.checkpoint import Checkpoint, load_checkpoint
 from case.engine.evaluate import Localized, Score
+from case.engine.learner import Learner
 from case.engine.runlog import read_entries, series
 from case.engine.selection import CHECKPOINTS, LOSSES, SELECTED_ON, Evaluation
 from case.engine.train import TrainingRun
@@ -99,12 +101,19 @@ def draw_timelines(
 def _outcome(run: TrainingRun, name: str, path: Path) -> Outcome:
     checkpoint = load_checkpoint(path)
     found: Evaluation | None = run.evaluated
-    if found is None or found.step != checkpoint.steps:
+    if found is None or found.step != checkpoint.steps or not _same_weights(checkpoint, run.learner):
         device = run.train.device
         labels = checkpoint.cluster_labels.to(device)
         found = run.evaluator(checkpoint.steps, checkpoint.model(device), labels, run.config.settings)
     foreground = checkpoint.cluster_labels[:, 0].numpy()
     return Outcome(name, found.step, found.localized, found.score, found.heldout, foreground)
+
+
+def _same_weights(checkpoint: Checkpoint, learner: Learner) -> bool:
+    """Whether they are those of the learner. The step alone does not say so: a run may have gone back and on again."""
+    mine = learner.state()["tensors"]
+    names = [name for name in mine if name.startswith("model/") or name == "inference_labels"]
+    return learner.steps == checkpoint.steps and all(torch.equal(mine[n], checkpoint.tensors[n]) for n in names)
 
 
 def _kept(config: TrainConfig, outcomes: dict[str, Outcome]) -> Outcome:

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,16 +18,12 @@ from case.engine.distributed import started
 from case.engine.graphs import StaticSteps
 from case.engine.rundata import load_data
 from case.engine.sampling import batch_videos, position_key
+from case.engine.selection import EVALUATION, LAST
 from case.engine.stacked import SWEEPABLE, StackedLearner
 from case.engine.store import stacked
-from case.engine.train import TrainingRun, open_run, pick_device, train_together
+from case.engine.train import TrainingRun, catch_up, open_run, pick_device, train_together
 from case.errors import CaseError
 from case.objective import Losses
-
-_EVALUATION = (
-    "class_threshold", "act_thresholds", "upsample", "nms_method", "nms_threshold", "nms_sigma", "tiou", "outer_ratio",
-    "score_weight", "nms_length_offset", "keep_first_sample", "keep_checkpoint",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,26 +91,31 @@ def plan_runs(config: TrainConfig, seeds: Sequence[int], sweep: Mapping[str, Seq
 
 def open_many(config: TrainConfig, planned: Sequence[Planned]) -> list[TrainingRun]:
     """``open_run`` of each, on data that is read once; ``config`` is what they have in common."""
-    if config.output.joinpath("last.safetensors").exists():
+    if config.output.joinpath(LAST).exists():
         raise CaseError(f"{config.output} already holds a run; give another --output for many")
     if started() > 1:
         raise CaseError(f"many runs are for one process, got {started()}; start without torchrun, or give one --seed")
     if config.engine == "plain":
         raise CaseError("engine plain trains one run at a time; use --engine fast, or --seed")
     data = load_data(config, pick_device(config.device))
-    return [open_run(one.config, data=data) for one in planned]
+    # Runs killed in their first save leave some without a checkpoint: these start, and catch up with the others.
+    saved = [one.config.output.joinpath(LAST).exists() for one in planned]
+    resumed = [has or not any(saved) for has in saved]
+    configs = [replace(one.config, resume=one.config.resume and was) for one, was in zip(planned, resumed, strict=True)]
+    return [open_run(mine, data=data) for mine in configs]
 
 
 def train_many(config: TrainConfig, runs: Sequence[TrainingRun]) -> None:
     """``run_training`` of all runs in steps that are made at once; each run comes out as if it had been alone.
 
-    Leaves a run folder for each, and what they have in common as ``config.toml`` beside them. Raises ``Interrupted``
-    as ``run_training`` does, and ``CaseError`` for runs that cannot be trained at once.
+    Runs that an interrupted save left at an earlier step than the others catch up with them first. Leaves a run folder
+    for each, and what they have in common as ``config.toml`` beside them. Raises ``Interrupted`` as ``run_training``
+    does, and ``CaseError`` for runs that cannot be trained at once.
     """
-    steps = _steps(runs)
     make_folder(config.output)
     atomic_write(config.output / "config.toml", to_toml(config).encode())
-    train_together(runs, steps)
+    catch_up(runs)
+    train_together(runs, _steps(runs))
 
 
 def _steps(runs: Sequence[TrainingRun]) -> Callable[[], list[Losses]]:
@@ -147,7 +148,7 @@ def _require_sweepable(name: str) -> None:
         raise CaseError(f"unknown setting '{name}' in --sweep; one of: {', '.join(SWEEPABLE)}")
     if name == "seed":
         raise CaseError("seeds are not swept; give them with --seeds 0-7, say")
-    if name in _EVALUATION:
+    if name in (*EVALUATION, "keep_checkpoint"):
         raise CaseError(
             f"{name} changes evaluation only, so that the runs of a sweep would learn the same; run them "
             f"apart, each with its own --{name.replace('_', '-')}"

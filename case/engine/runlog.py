@@ -20,17 +20,20 @@ from case.errors import CaseError
 class RunLog:
     """Appends entries to ``<folder>/metrics.jsonl``, one JSON object a line, and their numbers to TensorBoard.
 
-    On resuming at ``step``, entries past it, of steps that will be made again, are dropped. Without ``writing``, in all
-    but one of several processes, nothing is written. Raises ``CaseError`` where the disk refuses.
+    On resuming at ``step``, entries past it, of steps that will be made again, are dropped, and evaluations at it where
+    they will be made ``again``. Without ``writing``, in all but one of several processes, nothing is written. Raises
+    ``CaseError`` where the disk refuses.
     """
 
-    def __init__(self, folder: Path, *, step: int = 0, writing: bool = True) -> None:
+    def __init__(self, folder: Path, *, step: int = 0, again: bool = False, writing: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
         self._writing = writing
         self._board: _Board | None = None
         if not writing:
             return
         kept = [line for line in read_entries(self.path) if line["step"] <= step] if step else []
+        if again:
+            kept = [line for line in kept if line["step"] < step or line["kind"] == "train"]
         atomic_write(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
         if _has_tensorboard():
             self._board = _Board(folder / "tensorboard", step)

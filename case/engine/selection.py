@@ -29,6 +29,12 @@ CHECKPOINTS = {"last": LAST, "best-heldout": BEST_HELDOUT, "best-test": BEST}
 SELECTED_ON = {"best-heldout": "held-out training videos", "best-test": "the test set"}
 """What chose a result; the last checkpoint was chosen by nothing."""
 
+EVALUATION = (
+    "class_threshold", "act_thresholds", "upsample", "nms_method", "nms_threshold", "nms_sigma", "tiou", "outer_ratio",
+    "score_weight", "nms_length_offset", "keep_first_sample",
+)  # fmt: skip
+"""Settings that change evaluations and nothing that is learnt; mAPs of different ones do not compare."""
+
 EVALUATIONS = "evaluations.csv"
 LOSSES = ("total", "video", "attention", "scc", "ccc")
 

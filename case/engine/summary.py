@@ -28,7 +28,9 @@ def finish_many(config: TrainConfig, planned: Sequence[Planned], runs: Sequence[
         for run in runs:
             outcomes.append(conclude_run(run))
             bar.advance(1)
-    names = list(outcomes[0])
+    # Runs that went on in different ways may have evaluated, hence selected, differently; only like is summed up.
+    names = [name for name in outcomes[0] if all(name in mine for mine in outcomes)]
+    outcomes = [{name: mine[name] for name in names} for mine in outcomes]
     tables = {f"mAP (%), {_title(name)}": _table(name, planned, outcomes) for name in names}
     summary = {"protocol": config.protocol, "kept": config.keep_checkpoint, "settings": _settings(planned, outcomes)}
     save_json(config.output / "summary.json", summary, indent=1)

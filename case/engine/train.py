@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
 from case.data import FeatureFolder, atomic_write, make_folder, remove_unfinished
-from case.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_step, step_files
+from case.engine.checkpoint import load_checkpoint, save_checkpoint, save_step
 from case.engine.distributed import ALONE, Ranks
 from case.engine.evaluate import Score
 from case.engine.graphs import StaticSteps
@@ -23,12 +25,11 @@ from case.engine.heldout import hold_out
 from case.engine.learner import Learner
 from case.engine.plain import PlainLearner
 from case.engine.precision import set_products
+from case.engine.resume import evaluates_at, logged_losses, remove_later, require_one_run, require_same_run, take_up
 from case.engine.rundata import RunData, load_data
 from case.engine.runlog import RunLog, read_entries
 from case.engine.sampling import batch_videos, position_key
 from case.engine.selection import (
-    BEST,
-    BEST_HELDOUT,
     CHECKPOINTS,
     LAST,
     LOSSES,
@@ -58,6 +59,8 @@ class TrainingRun:
     evaluated: Evaluation | None = None
     """The latest evaluation."""
     ranks: Ranks = ALONE
+    due: bool = False
+    """Whether the weights that it goes on from are to be evaluated first."""
 
     def save(self, name: str, score: Score | None) -> None:
         """Write a checkpoint with the run's configuration, best evaluations, and the test score of these weights."""
@@ -88,6 +91,7 @@ def open_run(config: TrainConfig, ranks: Ranks = ALONE, data: RunData | None = N
     if config.threads:
         torch.set_num_threads(config.threads)
     last = config.output / LAST
+    require_one_run(config.output)
     if config.resume and not last.exists():
         raise CaseError(f"{last}: no checkpoint to resume from; leave --resume out to start a new run")
     if not config.resume and last.exists():
@@ -104,10 +108,10 @@ def open_run(config: TrainConfig, ranks: Ranks = ALONE, data: RunData | None = N
         learner = kind(data.folder.widths, config.settings, device)
         return TrainingRun(config, data.folder, train, evaluator, learner, ranks=ranks)
     checkpoint = load_checkpoint(last)
-    _require_same_run(config, data.folder, checkpoint, () if heldout is None else heldout.videos)
-    best = {"best-test": checkpoint.notes["best"], "best-heldout": checkpoint.notes.get("best_heldout", {})}
+    require_same_run(config, data.folder, checkpoint, () if heldout is None else heldout.videos)
+    best, due = take_up(config, checkpoint)
     learner = checkpoint.learner(config.settings, device, kind)
-    return TrainingRun(config, data.folder, train, evaluator, learner, best, ranks=ranks)
+    return TrainingRun(config, data.folder, train, evaluator, learner, best, ranks=ranks, due=due)
 
 
 def run_training(run: TrainingRun) -> None:
@@ -118,23 +122,37 @@ def run_training(run: TrainingRun) -> None:
     train_together([run], _steps(run))
 
 
-def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Losses]]) -> None:
+def catch_up(runs: Sequence[TrainingRun]) -> None:
+    """Bring runs that were saved at an earlier step than others to the step of these, each alone, as it would have got
+    there. Raises as ``run_training`` does."""
+    until = max(run.learner.steps for run in runs)
+    for run in runs:
+        if run.learner.steps < until:
+            train_together([run], _steps(run), until)
+
+
+def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Losses]], until: int | None = None) -> None:
     """``run_training`` of runs that are at one step and differ in nothing that says when what is done.
 
-    ``step`` makes the next step of all of them and gives the losses of each.
+    ``step`` makes the next step of all of them and gives the losses of each; the last step is ``until``, by default
+    ``max_steps``.
     """
     config, learner, ranks = runs[0].config, runs[0].learner, runs[0].ranks
+    catching_up, until = until is not None, config.max_steps if until is None else until
     if ranks.first:
         for run in runs:
             _prepare(run)
-    logs = [RunLog(run.config.output, step=learner.steps, writing=ranks.first) for run in runs]
+    logs = [RunLog(run.config.output, step=learner.steps, again=run.due, writing=ranks.first) for run in runs]
     try:
         with stop_signals() as stopped, console.progress(config.max_steps, "train", done=learner.steps) as bar:
             started = time.perf_counter()
             first = learner.steps
             losses: Sequence[Losses] = []
             unsaved = not all((run.config.output / LAST).exists() for run in runs)
-            while not ranks.any(bool(stopped)) and learner.steps < config.max_steps:
+            for run, log in zip(runs, logs, strict=True):
+                if run.due:
+                    _evaluate(run, log, logged_losses(read_entries(log.path), learner.steps))
+            while not ranks.any(bool(stopped)) and learner.steps < until:
                 losses = step()
                 number = learner.steps
                 ending = number == config.max_steps or bool(stopped)
@@ -142,17 +160,20 @@ def train_together(runs: Sequence[TrainingRun], step: Callable[[], Sequence[Loss
                     pace = (time.perf_counter() - started) / (number - first)
                     totals = [_log(run, log, mine, pace) for run, log, mine in zip(runs, logs, losses, strict=True)]
                     bar.advance(0, loss=fmean(totals))
-                evaluating = number == config.max_steps or (config.eval_every > 0 and number % config.eval_every == 0)
+                    if not all(map(math.isfinite, totals)):
+                        _save_all(runs, losses, catching_up)  # raises
+                evaluating = evaluates_at(number, config.max_steps, config.eval_every)
                 unsaved = not (evaluating or number % config.save_every == 0)
                 if not unsaved:
-                    _save_all(runs, losses)
+                    _save_all(runs, losses, catching_up)
                 if evaluating:
-                    scores = [_evaluate(run, log, mine) for run, log, mine in zip(runs, logs, losses, strict=True)]
+                    made = zip(runs, logs, losses, strict=True)
+                    scores = [_evaluate(run, log, _numbers(mine)) for run, log, mine in made]
                     bar.advance(0, mAP=100 * fmean(score.mean_ap.mean for score in scores))
                 bar.advance(1)
             if unsaved:
-                _save_all(runs, losses)
-            if learner.steps < config.max_steps:
+                _save_all(runs, losses, catching_up)
+            if learner.steps < until:
                 raise Interrupted
     finally:
         for log in logs:
@@ -175,34 +196,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _require_same_run(
-    config: TrainConfig, folder: FeatureFolder, checkpoint: Checkpoint, heldout: Sequence[str]
-) -> None:
-    """Raise ``CaseError`` unless ``checkpoint`` can go on under ``config`` on this data."""
-    last = config.output / LAST
-    if checkpoint.widths != folder.widths:
-        raise CaseError(
-            f"{config.data} has features of width {folder.widths}, {last} was trained on {checkpoint.widths}"
-        )
-    for name in ("modalities", "num_classes", "num_clusters", "hidden"):
-        if getattr(config, name) != getattr(checkpoint.settings, name):
-            raise CaseError(
-                f"{name} is {getattr(config, name)!r}, {last} was trained with "
-                f"{getattr(checkpoint.settings, name)!r}; it cannot change on --resume"
-            )
-    before = checkpoint.notes.get("heldout", [])
-    if list(heldout) != before:
-        raise CaseError(
-            f"{len(heldout)} videos would be held out, not the {len(before)} of {last}, so that some were or would be "
-            "trained on; val_fraction, seed and training videos cannot change on --resume"
-        )
-    if checkpoint.steps > config.max_steps:
-        raise CaseError(
-            f"{last} is at step {checkpoint.steps}, past max_steps {config.max_steps}; give a larger --max-steps, "
-            "or use evaluate"
-        )
-
-
 def _prepare(run: TrainingRun) -> None:
     """The run's folder, with the configuration that it goes on under."""
     config, steps = run.config, run.learner.steps
@@ -210,10 +203,7 @@ def _prepare(run: TrainingRun) -> None:
     remove_unfinished(config.output)
     if steps < config.max_steps or steps == 0:  # else a finished run, asked for its report again
         atomic_write(config.output / "config.toml", to_toml(config).encode())
-    if steps == 0:
-        # Of an earlier run that lost its last checkpoint.
-        for path in (config.output / BEST, config.output / BEST_HELDOUT, *step_files(config.output)):
-            path.unlink(missing_ok=True)
+    remove_later(config.output, steps)
 
 
 def _steps(run: TrainingRun) -> Callable[[], list[Losses]]:
@@ -238,28 +228,56 @@ def _steps(run: TrainingRun) -> Callable[[], list[Losses]]:
 
 
 def _log(run: TrainingRun, log: RunLog, losses: Losses, pace: float) -> float:
-    """Write the losses of the step that was made; returns their total."""
+    """Write the losses of the step that was made, if they are finite; returns their total."""
     shown = _numbers(losses)
-    _require_finite(shown["total"], run)
-    log.write("train", run.learner.steps, **shown, seconds_per_step=pace)
+    if math.isfinite(shown["total"]):
+        log.write("train", run.learner.steps, **shown, seconds_per_step=pace)
     return shown["total"]
 
 
-def _save_all(runs: Sequence[TrainingRun], losses: Sequence[Losses]) -> None:
-    """Last checkpoints; ``losses`` of the step that was made, empty where none was."""
-    for run, mine in zip(runs, losses):
-        _require_finite(mine.total.item(), run)
-    for run in runs:
-        run.save(LAST, None)
+def _save_all(runs: Sequence[TrainingRun], losses: Sequence[Losses], some: bool) -> None:
+    """Last checkpoints of all runs that are finite; ``losses`` of the step that was made, empty where none was.
+
+    ``some``: there are others beside these. Raises ``CaseError`` where a run is not, after the others have been saved,
+    so that they can go on without it.
+    """
+    failed: dict[Path, str] = {}
+    for run, mine in itertools.zip_longest(runs, losses):
+        wrong = _not_finite(run, mine)
+        if wrong:
+            failed[run.config.output] = wrong
+        else:
+            run.save(LAST, None)
+    if not failed:
+        return
+    (output, wrong), *others = failed.items()
+    more = f" (and in {', '.join(path.name for path, _ in others)})" if others else ""
+    cure = "lower --lr, or look at the features (`case-wtal data check`)"
+    if some or len(failed) < len(runs):
+        cure = "leave that value or seed out of --sweep and --seeds, and --resume: the other runs are saved"
+    raise CaseError(f"{wrong} at step {runs[0].learner.steps} of {output}{more}; {cure}")
 
 
-def _evaluate(run: TrainingRun, log: RunLog, losses: Losses) -> Score:
+def _not_finite(run: TrainingRun, losses: Losses | None) -> str:
+    """What of a run is not finite, "" where all is. The loss alone will not do: it was computed before the update."""
+    if losses is not None and not math.isfinite(losses.total.item()):
+        return f"the loss is {losses.total.item()}"
+    learner = run.learner
+    kept = [*learner.model.parameters(), learner.labels, learner.inference_labels]
+    finite = torch.stack([part.detach().isfinite().all() for part in kept])  # one wait for the device
+    return "" if finite.all() else "weights are not finite"
+
+
+def _evaluate(run: TrainingRun, log: RunLog, losses: Mapping[str, float]) -> Score:
     """Evaluate, keep the checkpoints that are the best so far, and log; returns the score on the test split."""
     started = time.perf_counter()
     learner = run.learner
-    found = run.evaluator(learner.steps, learner.model, learner.inference_labels, run.config.settings, run.ranks)
-    run.evaluated = found
-    numbers = {"losses": _numbers(losses), "seconds": time.perf_counter() - started}
+    try:
+        found = run.evaluator(learner.steps, learner.model, learner.inference_labels, run.config.settings, run.ranks)
+    except CaseError as error:  # finite weights can be too large for finite scores
+        raise CaseError(f"{run.config.output}: {error}") from error
+    run.evaluated, run.due = found, False
+    numbers = {"losses": losses, "seconds": time.perf_counter() - started}
     log.write("eval", found.step, **score_entry(found.score), **numbers)
     if found.heldout is not None:
         log.write("heldout", found.step, **score_entry(found.heldout), **numbers)
@@ -275,11 +293,3 @@ def _evaluate(run: TrainingRun, log: RunLog, losses: Losses) -> Score:
 
 def _numbers(losses: Losses) -> dict[str, float]:
     return {name: getattr(losses, name).item() for name in LOSSES}
-
-
-def _require_finite(loss: float, run: TrainingRun) -> None:
-    if not math.isfinite(loss):
-        raise CaseError(
-            f"the loss is {loss} at step {run.learner.steps} of {run.config.output}; lower --lr, or look at the "
-            "features (`case-wtal data check`)"
-        )
