@@ -90,7 +90,8 @@ def fast(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         videos = batch_videos(POOL, VIDEOS, 0, taught.steps)
-        return taught.step(*split.sampled(videos, s.num_segments, position_key(0, taught.steps))).total
+        key = position_key(0, taught.steps)
+        return taught.step(*split.sampled(videos, s.num_segments, key, scratch=taught.scratch)).total
 
     return step
 
@@ -128,7 +129,7 @@ TF32 = "case, --precision tf32"  # a GPU's; all others multiply in float32
 def products() -> Iterator[None]:
     """A step's choice of how to multiply is no other test's."""
     yield
-    set_products("fp32")
+    set_products("fp32", torch.device("cpu"))
 
 
 def test_usual_step_computes_the_same() -> None:
@@ -158,7 +159,7 @@ def test_training_step(benchmark: Any, device: str, contender: str) -> None:
         sizes={"videos": VIDEOS, "samples": found.samples, "rows": round(found.rows), "mean_length": found.mean_length},
     )  # fmt: skip
     ours = fast(split, device)
-    set_products("tf32" if contender == TF32 else "fp32")
+    set_products("tf32" if contender == TF32 else "fp32", torch.device(device))
     for _ in range(WARM[device]):
         ours()
     rounds = 6 if device == "cpu" else 50

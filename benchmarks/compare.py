@@ -206,7 +206,7 @@ def main(argv: list[str]) -> int:
             f"{'time of ' + (given.head or 'the working tree') + ' over ' + given.base:<52}{'ratio':>7}  95 % interval"
         )
         for name in names:
-            found = compare(name, *sides, given.pairs)
+            found = compare(name, sides[0], sides[1], given.pairs)
             if found is None:
                 print(f"{name:<40} not in both")
                 continue

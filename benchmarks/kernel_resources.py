@@ -81,7 +81,7 @@ class Recorder:
         def compile_instead(kernel: JITFunction, grid: Any) -> Callable[..., None]:
             return lambda *args, **settings: recorder._compile(kernel, grid, args, settings)
 
-        self.patches = [
+        self.patches: list[Any] = [
             mock.patch.object(JITFunction, "__getitem__", compile_instead),
             mock.patch.object(config, "device_of", return_value=device),
         ]

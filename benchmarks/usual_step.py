@@ -22,12 +22,12 @@ from case.model import CASE, Branch
 class UsualBranch(nn.Module):
     """One modality, with the weights of a ``Branch``."""
 
-    def __init__(self, branch: Branch) -> None:
+    def __init__(self, branch: Branch, cosine_scale: float) -> None:
         super().__init__()
         self.cas_hidden, self.cas = _convolution(branch.cas_hidden), _convolution(branch.cas)
         self.base, self.attention = _convolution(branch.base), _convolution(branch.attention)
         self.prototypes = nn.Parameter(branch.prototypes.detach().clone())
-        self.cosine_scale = branch.cosine_scale
+        self.cosine_scale = cosine_scale
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, T, width) -> class logits (B, T, C), embeddings (B, T, H), attention (B, T), cluster logits (B, T, K)."""
@@ -46,7 +46,8 @@ class UsualStep:
 
     def __init__(self, model: CASE, labels: Tensor, settings: Settings) -> None:
         self.settings, self.labels = settings, labels.clone()
-        self.branches = nn.ModuleList(UsualBranch(b) for b in model.branches.values() if isinstance(b, Branch))
+        branches = [b for b in model.branches.values() if isinstance(b, Branch)]
+        self.branches = nn.ModuleList(UsualBranch(b, model.cosine_scale) for b in branches)
         self.optimizer = torch.optim.Adam(
             self.branches.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, limits, machine, peers, report, scaling, timing, work
+from benchmarks import bench_train, compare, limits, machine, peers, report, scaling, timing, work
 from benchmarks.paper import Rank, weight_numbers
 from case import ops
 from case.config import make_settings
+from case.engine.store import ResidentSplit
 from case.model import CASE
 
 LIMITS = {
@@ -183,3 +184,18 @@ def test_compare_of_the_working_tree_with_itself() -> None:
     finally:
         for side in sides:
             side.close()
+
+
+@pytest.mark.parametrize("contender", ["usual", "plain", "fast"])
+def test_steps_that_are_timed_can_be_made(monkeypatch: pytest.MonkeyPatch, contender: str) -> None:
+    monkeypatch.setattr(bench_train, "POOL", 4)
+    monkeypatch.setattr(bench_train, "VIDEOS", 2)
+    split = ResidentSplit.from_loaded(bench_train.data.__wrapped__(), torch.device("cpu"))
+    monkeypatch.setattr(bench_train, "data", bench_train.data.__wrapped__)
+    assert getattr(bench_train, contender)(split, "cpu")().isfinite()
+
+
+def test_the_usual_step_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_train, "POOL", 4)
+    monkeypatch.setattr(bench_train, "data", bench_train.data.__wrapped__)
+    bench_train.test_usual_step_computes_the_same()
