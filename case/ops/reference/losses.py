@@ -16,13 +16,15 @@ EPS = 1e-7  # the released code's guard in the generalized cross entropy
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     dtype = accumulation_dtype(logits)
-    targets = targets.to(dtype)
+    logits, targets = logits.to(dtype), targets.to(dtype)
+    # Masks cost more than all else; a GPU could not be asked without waiting for it.
+    if targets.is_cpu and bool(targets.all()):
+        return -(targets * logits.log_softmax(-1)).sum(-1)
     # 0 * -inf would be NaN: a class of zero target adds nothing whatever its logit, nor does a row of them, whose
     # gradient would be that of a softmax that may not exist.
     off = targets == 0
-    logits = logits.to(dtype).masked_fill(off.all(-1, keepdim=True), 0)
-    terms = targets * logits.log_softmax(-1).masked_fill(off, 0)
-    return -terms.sum(-1)
+    logits = logits.masked_fill(off.all(-1, keepdim=True), 0)
+    return -(targets * logits.log_softmax(-1).masked_fill(off, 0)).sum(-1)
 
 
 def soft_cross_entropy_of_plan(logits: Tensor, *plan: Any) -> Tensor:
