@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks import peers
-from benchmarks.work import Work, bench
+from benchmarks.work import Inputs, Work, bench
 from case import ops
 
 B, T, K, H, M = 16, 750, 16, 512, 2
@@ -55,6 +55,24 @@ def test_generalized_cross_entropy(scale: int) -> Work:
     )
 
 
+def chain_inputs(rows: int, n: int, k: int, h: int) -> Inputs:
+    """Of ``ops.clustering_losses``: rows in clusters, half of which are foreground.
+
+    Without any, prototypes of so many rows point almost the same way, and their cosine has no digits in float32.
+    """
+    centers, cluster = torch.randn(M, k, h), torch.randint(0, k, (rows,))
+    embeddings = (centers[:, cluster] + torch.randn(M, rows, h)).relu()
+    index, first = torch.randint(0, rows, (n,)), torch.rand(k, 1)
+    return {
+        "logits": 10 * normalize(embeddings, dim=-1) @ normalize(centers.relu(), dim=-1).mT,
+        "embeddings": embeddings,
+        "attention": torch.linspace(0, 1, rows)[torch.randperm(rows)],
+        "foreground": ((cluster[index] < k // 2) ^ (torch.rand(n) < 0.2)).float(),
+        "cluster_labels": torch.cat([first, 1 - first], dim=1),
+        "index": index,
+    }
+
+
 def chain_by_separate_ops(
     logits: Tensor, embeddings: Tensor, attention: Tensor, foreground: Tensor, cluster_labels: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,21 +116,9 @@ def chain_as_wtal_code_does(
 def test_clustering_losses(scale: int) -> Work:
     n, rows = scale * N, scale * ROWS
     torch.manual_seed(0)
-    # Rows in clusters, half of which are foreground: without any, prototypes of so many rows point almost the same way,
-    # and their cosine has no digits in float32.
-    centers, cluster = torch.randn(M, K, H), torch.randint(0, K, (rows,))
-    embeddings = (centers[:, cluster] + torch.randn(M, rows, H)).relu()
-    index, first = torch.randint(0, rows, (n,)), torch.rand(K, 1)
     return Work(
         lambda **given: ops.clustering_losses(**given, sigma=0.3),
-        {
-            "logits": 10 * normalize(embeddings, dim=-1) @ normalize(centers.relu(), dim=-1).mT,
-            "embeddings": embeddings,
-            "attention": torch.linspace(0, 1, rows)[torch.randperm(rows)],
-            "foreground": ((cluster[index] < K // 2) ^ (torch.rand(n) < 0.2)).float(),
-            "cluster_labels": torch.cat([first, 1 - first], dim=1),
-            "index": index,
-        },
+        chain_inputs(rows, n, K, H),
         moved=4 * M * rows * (K + H) + 8 * n,
         operations=2 * M * rows * H * (K + 2),
         sizes={"modalities": M, "rows": rows, "n": n, "k": K, "h": H},

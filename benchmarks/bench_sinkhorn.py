@@ -115,16 +115,10 @@ def test_rank_prior(scale: int) -> Work:
     n = scale * N
     torch.manual_seed(0)
 
-    def by_two_sorts(scores: Tensor, centers: Tensor) -> Tensor:
-        ranks = scores.argsort(descending=True).argsort()
-        gap = ((ranks + 1) / n).unsqueeze(1) - centers
-        prior = torch.exp(-gap.square() / (2 * 0.3**2))
-        return prior / prior.sum()
-
     return Work(
         lambda scores, centers: ops.rank_prior(scores, centers, 0.3),
         {"scores": torch.linspace(0, 1, n)[torch.randperm(n)], "centers": torch.rand(K)},
         moved=4 * (n + K + n * K),
         sizes={"n": n, "k": K},
-        peers={"eager torch": by_two_sorts},
+        peers={"eager torch": peers.eager_rank_prior},
     )

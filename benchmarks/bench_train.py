@@ -86,7 +86,7 @@ def fast(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
     taught, s = learner(device=device), settings()
     if device == "cuda":
         static = StaticSteps(taught, split, VIDEOS, (0,), capture=True)
-        return lambda: static.step(batch_videos(POOL, VIDEOS, 0, taught.steps)).total
+        return lambda: static.step().total
 
     def step() -> Tensor:
         videos = batch_videos(POOL, VIDEOS, 0, taught.steps)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.peers import eager_sinkhorn
+from benchmarks.bench_losses import chain_inputs
+from benchmarks.peers import eager_rank_prior, eager_sinkhorn
 from benchmarks.work import Inputs, cotangent
 from case import ops
 from case.ops.reference import losses as reference
@@ -75,27 +76,11 @@ def sinkhorn_of_ranks(x: Inputs) -> Tensor:
 
 
 def plain_ranked_sinkhorn(x: Inputs) -> Tensor:
-    n = x["scores"].shape[0]
-    ranks = x["scores"].argsort(descending=True).argsort()
-    prior = torch.exp(-(((ranks + 1) / n).unsqueeze(1) - x["centers"]).square() / (2 * 0.3**2))
-    return eager_sinkhorn(x["logits"], prior / prior.sum())
+    return eager_sinkhorn(x["logits"], eager_rank_prior(x["scores"], x["centers"]))
 
 
 def wide(n: int, d: int, k: int) -> Inputs:
     return {"embeddings": torch.randn(n, d).bfloat16(), "weights": torch.rand(n, k).bfloat16()}
-
-
-def chain(rows: int, n: int, k: int, h: int) -> Inputs:
-    first = torch.rand(k, 1)
-    return {
-        "logits": torch.randn(2, rows, k),
-        # Of both signs: prototypes of positive rows point almost the same way, which costs any float32 gradient digits.
-        "embeddings": torch.randn(2, rows, h),
-        "attention": torch.linspace(0, 1, rows)[torch.randperm(rows)],
-        "foreground": (torch.rand(n) < 0.4).float(),
-        "cluster_labels": torch.cat([first, 1 - first], dim=1),
-        "index": torch.randint(0, rows, (n,)),
-    }
 
 
 def fused_chain(x: Inputs) -> tuple[Tensor, Tensor]:
@@ -114,7 +99,7 @@ TARGETS = (
         plain_ranked_sinkhorn, most_launches=5,
     ),
     Target(
-        "clustering_losses, forward + backward", 100, 38, 2 * 4 * 2 * ROWS * H, lambda: chain(ROWS, N, K, H),
+        "clustering_losses, forward + backward", 100, 38, 2 * 4 * 2 * ROWS * H, lambda: chain_inputs(ROWS, N, K, H),
         fused_chain, plain_chain, leaves=("logits", "embeddings"),
     ),
     Target(

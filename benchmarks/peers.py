@@ -121,6 +121,14 @@ def eager_sinkhorn(logits: Tensor, prior: Tensor | None = None) -> Tensor:
     return q * n
 
 
+def eager_rank_prior(scores: Tensor, centers: Tensor) -> Tensor:
+    """The position prior by two sorts, sigma 0.3."""
+    ranks = scores.argsort(descending=True).argsort()
+    gap = ((ranks + 1) / scores.shape[0]).unsqueeze(1) - centers
+    prior = torch.exp(-gap.square() / (2 * 0.3**2))
+    return prior / prior.sum()
+
+
 def _cost(logits: Tensor, prior: Tensor | None) -> Tensor:
     """The cost whose kernel at regularisation 1 is exp(scale * logits) * prior."""
     return -SCALE * logits if prior is None else -(SCALE * logits + prior.log())

@@ -317,8 +317,7 @@ def make_train_config(values: Mapping[str, Any]) -> TrainConfig:
     defaults = TrainConfig()
     run = {k: coerce(k, v, getattr(defaults, k)) for k, v in run.items()}
     config = TrainConfig(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings)}, **run)
-    validate(config)
-    validate_run(config)
+    validate_run(config)  # the method's were validated with the settings
     return config
 
 

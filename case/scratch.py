@@ -12,7 +12,7 @@ class Scratch:
     """Keeps what was asked for under a name and gives it again, larger if need be: for results that the next step may
     overwrite.
 
-    On a CPU large tensors are fresh pages every time, and their faults can cost half as much as the products that fill
+    On a CPU large tensors are fresh pages every time, and their faults can cost about as much as the products that fill
     them. Devices with an allocator that keeps memory need none of this.
     """
 

@@ -1,4 +1,4 @@
-"""What every test file shares: seeds, the gpu mark, the native module, what a user is told."""
+"""What every test file shares: seeds, the gpu mark, the native module, a small data folder, what a user is told."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from case import _native
+from case.data import SyntheticConfig, write
 from case.errors import CaseError
 
 torch.set_num_threads(2)
@@ -65,6 +66,14 @@ def message() -> Callable[[Callable[[], object]], str]:
         return text
 
     return told
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data folder, for whoever has none of their own: ten training videos, four of the test split."""
+    folder = tmp_path_factory.mktemp("synthetic") / "data"
+    write(SyntheticConfig(num_train=10, num_test=4, num_classes=3, width=8, seed=3), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from case.commands.train import configure
 from case.config import TrainConfig
-from case.data import GroundTruth, SyntheticConfig, VideoTruth, write
+from case.data import GroundTruth, VideoTruth
 from case.engine import train as training
 from case.engine.checkpoint import load_checkpoint
 from case.engine.evaluate import Score
@@ -29,13 +29,6 @@ from case.engine.store import ResidentSplit
 from case.metrics import MeanAP
 
 Told = Callable[[Callable[[], object]], str]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("synthetic") / "data"
-    write(SyntheticConfig(num_train=10, num_test=4, num_classes=3, width=8, seed=3), folder)
-    return folder
 
 
 def config(data: Path, output: Path, **values: Any) -> TrainConfig:

@@ -20,7 +20,6 @@ import torch
 from case.cli import main
 from case.commands.train import configure, run
 from case.config import Settings, TrainConfig, make_settings
-from case.data import SyntheticConfig, write
 from case.engine import train as training
 from case.engine.checkpoint import load_checkpoint
 from case.engine.graphs import StaticSteps
@@ -37,13 +36,6 @@ from case.errors import CaseError
 
 Told = Callable[[Callable[[], object]], str]
 LOSSES = ("total", "video", "attention", "scc", "ccc")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("synthetic") / "data"
-    write(SyntheticConfig(num_train=10, num_test=4, num_classes=3, width=8, seed=3), folder)
-    return folder
 
 
 def config(data: Path, output: Path, **values: Any) -> TrainConfig:
@@ -115,7 +107,7 @@ def test_stacked_steps_of_static_shapes(data: Path, tmp_path: Path, device: str)
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if device == "cpu" else {"rtol": 1e-3, "atol": 1e-4}
     for step in range(12):
         videos = torch.stack([batch_videos(count, common.batch_size, seed, step) for seed in seeds])
-        found = static.step(videos)
+        found = static.step()
         for r, one in enumerate(alone):
             wanted = one.learner.step(*one.train.sampled(videos[r], common.num_segments, position_key(seeds[r], step)))
             for a, b in zip(found, wanted, strict=True):

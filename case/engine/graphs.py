@@ -11,10 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from case.engine.learner import Learner
-from case.engine.sampling import position_key
+from case.engine.sampling import batch_videos, position_key
 from case.engine.stacked import StackedLearner
 from case.engine.store import ResidentSplit, most_distinct
 from case.objective import Losses
@@ -44,15 +43,20 @@ class StaticSteps:
         # Keys of samples and numbers of videos: one copy to the device a step.
         self._batch = (*lead, min(batch_size, count))
         self._given = torch.zeros(len(seeds) + math.prod(self._batch), dtype=torch.int64, device=split.device)
-        self._shown = torch.zeros(5, *lead, device=split.device)
+        self._shown = torch.zeros(len(Losses._fields) - 1, *lead, device=split.device)
         self._graphs: dict[int, Callable[[], None] | None] = {}
         if capture:
             self._stream = torch.cuda.Stream(split.device)
             self._pool = torch.cuda.graph_pool_handle()
 
-    def step(self, videos: Tensor) -> Losses:
-        """One update on ``videos`` (B,), on the host. The losses are overwritten by the next step."""
-        segments = self.learner.settings.num_segments
+    def step(self) -> Losses:
+        """The next update of each run, on the videos and samples that its seed and the step number decide.
+
+        The losses are overwritten by the next step.
+        """
+        segments, (*_, count) = self.learner.settings.num_segments, self._lengths.shape
+        drawn = [batch_videos(count, self._batch[-1], seed, self.learner.steps) for seed in self._seeds]
+        videos = torch.stack(drawn).view(self._batch)
         capacity = most_distinct(self._lengths.gather(-1, videos), segments)
         capacity = -(-capacity // GRANULE) * GRANULE
         keys = torch.tensor([position_key(seed, self.learner.steps) for seed in self._seeds])
@@ -91,4 +95,4 @@ class StaticSteps:
         keys, videos = self._given[:runs].view(*self._batch[:-1], 1, 1), self._given[runs:].view(self._batch)
         rows = self.split.sampled(videos, self.learner.settings.num_segments, keys, capacity)
         losses = self.learner.update(*rows)
-        self._shown.copy_(torch.stack(losses[:5]).detach())
+        self._shown.copy_(torch.stack(losses[:-1]).detach())

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from case.config import Settings
 from case.engine.share import Share
 from case.model import CASE
 from case.objective import Losses, initial_cluster_labels, training_losses
 from case.scratch import Scratch
+
+
+def make_adam(groups: Sequence[tuple[Iterable[nn.Parameter], Settings]]) -> torch.optim.Adam:
+    """Adam over parameters on one device, each group by its settings; one launch a group, and graphs can capture it."""
+    made: list[dict[str, Any]] = [
+        {"params": list(parameters), "lr": s.lr, "betas": s.betas, "weight_decay": s.weight_decay}
+        for parameters, s in groups
+    ]
+    return torch.optim.Adam(made, fused=True, capturable=made[0]["params"][0].is_cuda)
 
 
 class Learner:
@@ -27,14 +36,7 @@ class Learner:
         self.model = CASE(widths, settings).to(device)
         # Steps follow each other, and nothing of one is looked at in the next.
         self.scratch = Scratch() if torch.device(device).type == "cpu" else None
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-            capturable=torch.device(device).type == "cuda",
-        )
+        self.optimizer = make_adam([(self.model.parameters(), settings)])
         self.labels = initial_cluster_labels(settings, torch.device(device))
         self.inference_labels = self.labels.clone()
         self.steps = 0

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from case.config import Settings, TrainConfig, make_train_config, to_dict, to_toml
 from case.data import atomic_write, make_folder
@@ -124,19 +123,17 @@ def _steps(runs: Sequence[TrainingRun]) -> Callable[[], list[Losses]]:
     split, count = stacked([run.train for run in runs]), len(runs[0].train.videos)
     seeds = [run.config.seed for run in runs]
 
-    def videos() -> Tensor:
-        return torch.stack([batch_videos(count, config.batch_size, seed, learner.steps) for seed in seeds])
-
     def each(losses: Losses) -> list[Losses]:
         return [Losses(*mine) for mine in zip(*(part.unbind() for part in losses), strict=True)]
 
     if split.features[0].is_cuda:
         static = StaticSteps(learner, split, config.batch_size, seeds, capture=True)
-        return lambda: each(static.step(videos()))
+        return lambda: each(static.step())
 
     def step() -> list[Losses]:
         keys = torch.tensor([position_key(seed, learner.steps) for seed in seeds])[:, None, None]
-        rows = split.sampled(videos(), config.num_segments, keys, scratch=learner.scratch)
+        videos = torch.stack([batch_videos(count, config.batch_size, seed, learner.steps) for seed in seeds])
+        rows = split.sampled(videos, config.num_segments, keys, scratch=learner.scratch)
         return each(learner.step(*rows))
 
     return step

@@ -21,6 +21,7 @@ from case.engine.evaluate import Localized, Score, concatenate, localize_split, 
 from case.engine.heldout import heldout_truth
 from case.engine.store import ResidentSplit
 from case.model import CASE
+from case.objective import Losses
 
 LAST, BEST, BEST_HELDOUT = "last.safetensors", "best.safetensors", "best-heldout.safetensors"
 CHECKPOINTS = {"last": LAST, "best-heldout": BEST_HELDOUT, "best-test": BEST}
@@ -36,7 +37,8 @@ EVALUATION = (
 """Settings that change evaluations and nothing that is learnt; mAPs of different ones do not compare."""
 
 EVALUATIONS = "evaluations.csv"
-LOSSES = ("total", "video", "attention", "scc", "ccc")
+LOSSES = Losses._fields[:-1]
+"""What is logged of a step: all but the cluster labels."""
 
 
 class Evaluation(NamedTuple):

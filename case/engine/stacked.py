@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from case.config import Settings
-from case.engine.learner import Learner
+from case.engine.learner import Learner, make_adam
 from case.errors import CaseError
 from case.model import CASE, Branch
 from case.objective import Losses, attention_loss, clustering_of, video_loss
@@ -34,7 +34,6 @@ class StackedLinear(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
-        self.in_features, self.out_features = layers[0].in_features, layers[0].out_features
         self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
         self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
 
@@ -75,16 +74,7 @@ class StackedLearner:
                 parameter.data = self.model.get_parameter(name).detach()[r]
         groups = list(self._optimizer_groups())
         # Neighbours with equal settings are stepped as one: one fused launch for all runs, unless these are swept.
-        self.optimizer = torch.optim.Adam(
-            [
-                {
-                    "params": list(views.values()), "lr": settings.lr, "betas": settings.betas,
-                    "weight_decay": settings.weight_decay,
-                }
-                for settings, views in ((self.learners[runs.start].settings, views) for runs, views in groups)
-            ],
-            fused=True, capturable=self.learners[0].labels.is_cuda,
-        )  # fmt: skip
+        self.optimizer = make_adam([(views.values(), self.learners[runs.start].settings) for runs, views in groups])
         self._groups = groups
         if self.learners[0].steps > 0:
             self._adopt_moments()

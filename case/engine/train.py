@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from case import console
 from case.config import TrainConfig, to_dict, to_toml
@@ -210,15 +209,12 @@ def _steps(run: TrainingRun) -> Callable[[], list[Losses]]:
     """What makes the next update, on the videos and samples that the seed and the step number decide."""
     config, learner, train, ranks = run.config, run.learner, run.train, run.ranks
 
-    def videos() -> Tensor:
-        return batch_videos(len(train.videos), config.batch_size, config.seed, learner.steps)
-
     if train.features[0].is_cuda and config.engine == "fast" and ranks.size == 1:
         static = StaticSteps(learner, train, config.batch_size, (config.seed,), capture=True)
-        return lambda: [static.step(videos())]
+        return lambda: [static.step()]
 
     def step() -> list[Losses]:
-        batch = videos()
+        batch = batch_videos(len(train.videos), config.batch_size, config.seed, learner.steps)
         mine = batch[ranks.slice(len(batch))]
         key = position_key(config.seed, learner.steps)
         rows = train.sampled(mine, config.num_segments, key, scratch=learner.scratch)
