@@ -112,6 +112,16 @@ def nms_soft_cuda(
 ) -> None:
     """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
 
+def nms_soft_groups_emulated(
+    index: _NmsIndex, decay: _NmsDecay, length_offset: float, first: int, most: int, emulation: _Emulation
+) -> None:
+    """Soft-NMS of whole groups (csrc/nms.h), by the kernel of csrc/nms_soft_rounds.h on the CPU."""
+
+def nms_soft_groups_cuda(
+    index: _NmsIndex, decay: _NmsDecay, length_offset: float, first: int, most: int, stream: int = 0
+) -> None:
+    """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
+
 # score, position, kept, threshold, out.
 _NmsBallot = tuple[int, int, int, float, int]
 

@@ -191,6 +191,25 @@ void soft_cuda(const Index& given, const Decay& decay, double offset, Address le
 }
 #endif
 
+void soft_groups_emulated(const Index& given, const Decay& decay, double offset, int64_t first, int64_t most,
+                          const EmulationArguments& emulation) {
+  const Emulation with = emulation_of(emulation);
+  with_index(given, [&](const auto& index, auto zero) {
+    using T = decltype(zero);
+    nms_soft_groups_emulated(index, decay_of<T>(decay, index.n), T(offset), first, most, with);
+  });
+}
+
+#ifdef CASE_WITH_CUDA
+void soft_groups_cuda(const Index& given, const Decay& decay, double offset, int64_t first, int64_t most,
+                      Address stream) {
+  with_index(given, [&](const auto& index, auto zero) {
+    using T = decltype(zero);
+    nms_soft_groups_cuda(index, decay_of<T>(decay, index.n), T(offset), first, most, stream);
+  });
+}
+#endif
+
 // score, position, kept, threshold, out.
 using Ballot = std::tuple<Address, Address, int64_t, double, Address>;
 
@@ -238,6 +257,9 @@ void bind_nms(py::module_& module) {
   module.def("nms_soft_emulated", &soft_emulated, py::arg("index"), py::arg("decay"), py::arg("length_offset"),
              py::arg("left"), py::arg("first"), py::arg("rounds"), py::arg("emulation"),
              "The kernels of csrc/nms_soft_rounds.h by one CPU thread, likewise.");
+  module.def("nms_soft_groups_emulated", &soft_groups_emulated, py::arg("index"), py::arg("decay"),
+             py::arg("length_offset"), py::arg("first"), py::arg("most"), py::arg("emulation"),
+             "The kernel of csrc/nms_soft_rounds.h for whole groups by one CPU thread, likewise.");
   module.def("nms_vote_emulated", &vote_emulated, py::arg("index"), py::arg("ballot"), py::arg("length_offset"),
              py::arg("emulation"), "The kernel of csrc/nms_vote_blocks.h by one CPU thread, likewise.");
 #ifdef CASE_WITH_CUDA
@@ -245,6 +267,9 @@ void bind_nms(py::module_& module) {
              py::arg("stream") = 0, "The same, enqueued on stream of the current CUDA device; does not wait.");
   module.def("nms_soft_cuda", &soft_cuda, py::arg("index"), py::arg("decay"), py::arg("length_offset"), py::arg("left"),
              py::arg("first"), py::arg("rounds"), py::arg("stream") = 0,
+             "The same, enqueued on stream of the current CUDA device; does not wait.");
+  module.def("nms_soft_groups_cuda", &soft_groups_cuda, py::arg("index"), py::arg("decay"), py::arg("length_offset"),
+             py::arg("first"), py::arg("most"), py::arg("stream") = 0,
              "The same, enqueued on stream of the current CUDA device; does not wait.");
   module.def("nms_rounds_cuda", &rounds_cuda, py::arg("index"), py::arg("threshold"), py::arg("length_offset"),
              py::arg("state"), py::arg("left"), py::arg("rounds"), py::arg("by"), py::arg("stream") = 0,

@@ -28,7 +28,7 @@ void nms_settle_cuda(const NmsRows<T>& rows, T threshold, T offset, void* spare,
                      uintptr_t stream) {
   if (rows.n == 0) return;
   launch<sizeof(T) == 4 ? 4 : 2>(settle_groups(rows, threshold, offset, spare, most, to),
-                                 ceil_div(rows.n, SettleGroups<T>::kHeads), stream, "nms_settle_cuda");
+                                 ceil_div(rows.n, GroupHeads::kRows), stream, "nms_settle_cuda");
 }
 
 // A thread a position. Rounds are launches, since each needs what others have found; those after the last that was
@@ -55,8 +55,18 @@ void nms_soft_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset,
   for (int64_t i = 0; i < rounds; ++i) {
     const SoftRounds<T> round = soft_rounds(index, decay, offset, int32_t(first + i + 1));
     launch<1>(SoftPick<T>{round, left + i}, blocks, stream, "nms_soft_cuda");
-    launch<1>(SoftDecay<T>{round, left + i + 1}, blocks, stream, "nms_soft_cuda");
+    launch<1>(SoftDecay<T>{round, left + i}, blocks, stream, "nms_soft_cuda");
   }
+}
+
+// 256 threads, as above: a thread works on 4 segments of a group of 1,000. Registers for three blocks, which hide each
+// other's barriers; with those for four some are spilt.
+template <typename T>
+void nms_soft_groups_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int64_t first, int64_t most,
+                          uintptr_t stream) {
+  if (index.n == 0) return;
+  launch<3>(SoftGroups<T>{soft_rounds(index, decay, offset, int32_t(first)), most},
+            ceil_div(index.n, GroupHeads::kRows), stream, "nms_soft_groups_cuda");
 }
 
 template <typename T>
@@ -70,6 +80,7 @@ void nms_vote_cuda(const NmsIndex<T>& index, const NmsBallot<T>& ballot, T offse
   template void nms_rounds_cuda(const NmsIndex<T>&, T, T, unsigned char*, int32_t*, int64_t, int32_t*,        \
                                 uintptr_t);                                                                    \
   template void nms_soft_cuda(const NmsIndex<T>&, const NmsDecay<T>&, T, int32_t*, int64_t, int64_t, uintptr_t); \
+  template void nms_soft_groups_cuda(const NmsIndex<T>&, const NmsDecay<T>&, T, int64_t, int64_t, uintptr_t);    \
   template void nms_vote_cuda(const NmsIndex<T>&, const NmsBallot<T>&, T, uintptr_t)
 CASE_INSTANCES(float);
 CASE_INSTANCES(double);

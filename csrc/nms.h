@@ -85,23 +85,31 @@ template <typename T>
 void nms_rounds_emulated(const NmsIndex<T>& index, T threshold, T offset, unsigned char* state, int32_t* left,
                          int64_t rounds, int32_t* by, Emulation with);
 
+constexpr int32_t kNmsBelowZero = -2;
+
 // What linear and gaussian NMS make of the segments of an index, by position (n,).
 template <typename T>
 struct NmsDecay {
-  const T* score;           // above 0
-  const double* first_key;  // the score (linear) or its logarithm (gaussian)
+  const T* score;
+  const double* first_key;  // linear: the score; gaussian: the logarithm of its size, below 0 negated
   double* key;              // the same, decayed
-  int32_t* turn;            // 0: open; else the round that picked it; -1: takes no part, or not any more
+  // 0: open; kNmsBelowZero: open, but all others of its group come first; -1: takes no part, or not any more; else in
+  // which round it was picked. Those below 0 are picked one a round.
+  int32_t* turn;
   T threshold, least;       // of the IoU; of the score of a pick
   bool gaussian;
   double inverse_sigma;
 };
 
-// Rounds first + 1, ..., first + rounds; see nms_soft_rounds.h. left as above: left[rounds] says how many are still
-// open.
+// See nms_soft_rounds.h. Rounds first + 1, ..., first + rounds over all segments at or above 0; left as above:
+// left[rounds] says how many are still open.
 template <typename T>
 void nms_soft_emulated(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
                        int64_t rounds, Emulation with);
+// All that is open in groups of at most `most` segments, after `first` rounds.
+template <typename T>
+void nms_soft_groups_emulated(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int64_t first, int64_t most,
+                              Emulation with);
 
 // Score voting for segments of an index.
 template <typename T>
@@ -128,6 +136,9 @@ void nms_rounds_cuda(const NmsIndex<T>& index, T threshold, T offset, unsigned c
 template <typename T>
 void nms_soft_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
                    int64_t rounds, uintptr_t stream);
+template <typename T>
+void nms_soft_groups_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int64_t first, int64_t most,
+                          uintptr_t stream);
 template <typename T>
 void nms_vote_cuda(const NmsIndex<T>& index, const NmsBallot<T>& ballot, T offset, uintptr_t stream);
 #endif

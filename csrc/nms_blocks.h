@@ -8,13 +8,12 @@
 // 1,000 segments of which 185 are kept, 5 times 64 (counted).
 #pragma once
 
+#include "block_groups.h"
 #include "block_sort.h"
 #include "nms.h"
 #include "segment.h"
 
 namespace case_wtal {
-
-constexpr int kNmsThreads = 256;
 
 // Whether two segments overlap with IoU >= threshold, mostly without a division. Exactly what segment_iou says.
 template <typename T>
@@ -55,7 +54,6 @@ struct SettleGroups {
   using Key = typename Format<T>::Bits;
   using Span = typename Overlap<T>::Span;
   static constexpr int kTile = 64, kPieces = 4, kPiece = kTile / kPieces;  // a tile's bits are made in pieces of 16
-  static constexpr int kHeads = 1024;  // rows in which a block looks for the first ones of groups
   // Of a group that is sorted and settled in shared memory; a larger one takes the same steps in `spare`.
   static constexpr int kShared = 16 * 1024 / int(sizeof(Entry<Key>));
   struct Shared {
@@ -64,9 +62,8 @@ struct SettleGroups {
     uint64_t settles[kTile];  // bit j of row i: whether segment i settles the later segment j
     uint64_t kept_bits;
     int32_t places[kTile], kept_places[kTile];
-    int32_t counts[kNmsThreads];
-    int32_t heads[kHeads + 1];
-    int32_t head_count, kept_count;
+    GroupHeads groups;
+    int32_t kept_count;
   };
 
   NmsRows<T> rows;
@@ -77,74 +74,20 @@ struct SettleGroups {
 
   template <typename Block>
   CASE_BODY void operator()(Block& block, Shared& shared) const {
-    const int64_t chunks = (rows.n + kHeads - 1) / kHeads;
-    for (int64_t chunk = block.index(); chunk < chunks; chunk += block.blocks()) {
-      find_heads(block, shared, chunk * kHeads);
-      for (int head = 0; head < shared.head_count; ++head) {
-        const int32_t begin = shared.heads[head], count = shared.heads[head + 1] - begin;
-        if (count > most) {
-          leave(block, begin, count);
-          continue;
-        }
-        // Twice, so that the compiler knows which memory it is.
-        if (count <= kShared) {
-          settle(block, shared, begin, count, shared.first, shared.second);
-        } else {
-          settle(block, shared, begin, count, spare + begin, spare + rows.n + begin);
-        }
+    const auto number = [&](int64_t row) { return rows.groups[row]; };
+    each_group(block, shared.groups, rows.n, number, [&](int32_t begin, int32_t count) {
+      // Twice, so that the compiler knows which memory it is.
+      if (count > most) {
+        leave(block, begin, count);
+      } else if (count <= kShared) {
+        settle(block, shared, begin, count, shared.first, shared.second);
+      } else {
+        settle(block, shared, begin, count, spare + begin, spare + rows.n + begin);
       }
-    }
+    });
   }
 
  private:
-  // heads: the rows from `first` on, kHeads at most, that begin a group, and the end of the last one's.
-  template <typename Block>
-  CASE_BODY void find_heads(Block& block, Shared& shared, int64_t first) const {
-    const int threads = block.threads(), share = (kHeads + threads - 1) / threads;
-    const int64_t end = first + kHeads < rows.n ? first + kHeads : rows.n;
-    const auto begins = [&](int64_t i) { return i == 0 || rows.groups[i] != rows.groups[i - 1]; };
-    const auto each_head = [&](int t, auto&& f) {
-      for (int k = 0; k < share; ++k) {
-        const int64_t i = first + int64_t(t) * share + k;
-        if (i < end && int64_t(t) * share + k < kHeads && begins(i)) f(i);
-      }
-    };
-    block.each([&](int t) {
-      int32_t count = 0;
-      each_head(t, [&](int64_t) { ++count; });
-      shared.counts[t] = count;
-    });
-    const int32_t total = block.exclusive_scan(shared.counts);
-    block.each([&](int t) {
-      int32_t at = shared.counts[t];
-      each_head(t, [&](int64_t i) { shared.heads[at++] = int32_t(i); });
-      if (t == 0) shared.head_count = total;
-    });
-    block.each([&](int t) {
-      if (t == 0 && total > 0) shared.heads[total] = int32_t(group_end(shared.heads[total - 1], end));
-    });
-  }
-
-  // The first row after `head` of another group, none of the rows before `from`.
-  CASE_BODY int64_t group_end(int64_t head, int64_t from) const {
-    const int64_t number = rows.groups[head], n = rows.n;
-    int64_t low = from, step = 64;
-    while (low + step < n && rows.groups[low + step] == number) {
-      low += step;
-      step *= 2;
-    }
-    int64_t high = low + step < n ? low + step : n;
-    while (low < high) {
-      const int64_t half = (low + high) / 2;
-      if (rows.groups[half] == number) {
-        low = half + 1;
-      } else {
-        high = half;
-      }
-    }
-    return low;
-  }
-
   CASE_BODY int64_t segment_of(int64_t row) const { return rows.segment ? rows.segment[row] : row; }
 
   template <typename Block>
@@ -276,12 +219,12 @@ struct SettleGroups {
           survivors[first + survived++] = place;
         }
       }
-      shared.counts[t] = survived;
+      shared.groups.counts[t] = survived;
     });
-    const int32_t total = block.exclusive_scan(shared.counts);
+    const int32_t total = block.exclusive_scan(shared.groups.counts);
     block.each([&](int t) {
-      const int32_t at = shared.counts[t], first = size + t * share;
-      const int32_t end = t + 1 < block.threads() ? shared.counts[t + 1] : total;
+      const int32_t at = shared.groups.counts[t], first = size + t * share;
+      const int32_t end = t + 1 < block.threads() ? shared.groups.counts[t + 1] : total;
       for (int32_t k = at; k < end; ++k) open[k] = survivors[first + k - at];
     });
     return total;

@@ -34,8 +34,14 @@ void nms_soft_emulated(const NmsIndex<T>& index, const NmsDecay<T>& decay, T off
   for (int64_t i = 0; i < rounds; ++i) {
     const SoftRounds<T> round = soft_rounds(index, decay, offset, int32_t(first + i + 1));
     run(SoftPick<T>{round, left + i}, with);
-    run(SoftDecay<T>{round, left + i + 1}, with);
+    run(SoftDecay<T>{round, left + i}, with);
   }
+}
+
+template <typename T>
+void nms_soft_groups_emulated(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int64_t first, int64_t most,
+                              Emulation with) {
+  run(SoftGroups<T>{soft_rounds(index, decay, offset, int32_t(first)), most}, with);
 }
 
 template <typename T>
@@ -48,6 +54,7 @@ void nms_vote_emulated(const NmsIndex<T>& index, const NmsBallot<T>& ballot, T o
   template void nms_rounds_emulated(const NmsIndex<T>&, T, T, unsigned char*, int32_t*, int64_t, int32_t*,          \
                                     Emulation);                                                                  \
   template void nms_soft_emulated(const NmsIndex<T>&, const NmsDecay<T>&, T, int32_t*, int64_t, int64_t, Emulation); \
+  template void nms_soft_groups_emulated(const NmsIndex<T>&, const NmsDecay<T>&, T, int64_t, int64_t, Emulation);  \
   template void nms_vote_emulated(const NmsIndex<T>&, const NmsBallot<T>&, T, Emulation)
 CASE_INSTANCES(float);
 CASE_INSTANCES(double);

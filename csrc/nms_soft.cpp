@@ -100,16 +100,37 @@ void SoftNms<T>::summarise(int64_t begin, int64_t end) {
   }
 }
 
+// What all that a picked segment overlaps becomes; their blocks are not brought up to date.
 template <typename T>
-void SoftNms<T>::pick_positive(const T* segments, const T* scores, int64_t n, std::vector<Pick<T>>& picks) {
-  index_.build(segments, n, offset_);
+template <typename F>
+void SoftNms<T>::decay_by(const T* picked, const F& changed) {
+  const T s = picked[0], e = picked[1], length = e - s + offset_;
+  if (!(length > 0)) return;
+  index_.visit(index_.overlapping(s, length), [&](int64_t begin, int64_t end) {
+    decay(index_.segments() + 2 * begin, keys_.data() + begin, end - begin, s, e, offset_, gaussian_, fall_,
+          T(settings_.iou_threshold));
+    changed(begin, end);
+  });
+}
+
+// Slots [first, end) have scores of one sign; picks before are of slots before.
+template <typename T>
+void SoftNms<T>::pick_of_sign(const T* segments, const T* scores, int64_t first, int64_t end,
+                              std::vector<Pick<T>>& picks) {
+  const double sign = scores[first] < 0 ? -1 : 1;
+  fall_ = sign * inverse_sigma_;
+  index_.build(segments + 2 * first, end - first, offset_);
   const int64_t count = index_.size();
   keys_.resize(count);
-  const auto key_of = [&](int64_t slot) { return gaussian_ ? std::log(double(scores[slot])) : double(scores[slot]); };
-  for (int64_t at = 0; at < count; ++at) keys_[at] = key_of(index_.slots()[at]);
+  const auto key_of = [&](int64_t slot) {
+    const double score = scores[slot];
+    return gaussian_ ? sign * std::log(std::abs(score)) : score;
+  };
+  for (int64_t at = 0; at < count; ++at) keys_[at] = key_of(first + index_.slots()[at]);
+  for (const Pick<T>& pick : picks) decay_by(segments + 2 * int64_t(pick.slot), [](int64_t, int64_t) {});
   apart_.clear();
-  for (int64_t slot = 0; slot < n; ++slot) {
-    if (index_.position(slot) < 0) apart_.push_back(int32_t(slot));
+  for (int64_t slot = first; slot < end; ++slot) {
+    if (index_.position(slot - first) < 0) apart_.push_back(int32_t(slot));
   }
   tops_.clear();
   top_slots_.clear();
@@ -123,62 +144,24 @@ void SoftNms<T>::pick_positive(const T* segments, const T* scores, int64_t n, st
   size_t next_apart = 0;
   while (!enough(picks)) {
     Best best = best_of(tops_.back().data(), top_slots_.back().data(), int64_t(tops_.back().size()));
+    const int64_t slot = first + best.slot;
     if (next_apart < apart_.size()) {
-      const int32_t slot = apart_[next_apart];
-      const double key = key_of(slot);
-      if (key > best.key || (key == best.key && slot < best.slot)) {
-        picks.push_back({slot, scores[slot]});
+      const int32_t other = apart_[next_apart];
+      const double key = key_of(other);
+      if (key > best.key || (key == best.key && other < slot)) {
+        picks.push_back({other, scores[other]});
         ++next_apart;
         continue;
       }
     }
     if (best.key == kPicked) break;
-    const double original = key_of(best.slot);
-    double score = scores[best.slot];
-    if (best.key != original) score = gaussian_ ? score * std::exp(best.key - original) : best.key;
+    const double original = key_of(slot);
+    double score = scores[slot];
+    if (best.key != original) score = gaussian_ ? score * std::exp(sign * (best.key - original)) : best.key;
     if (T(score) < T(least)) break;  // and so is all that remains
-    picks.push_back({best.slot, T(score)});
-    const int64_t at = index_.position(best.slot);
-    const T s = segments[2 * int64_t(best.slot)], e = segments[2 * int64_t(best.slot) + 1];
-    keys_[at] = kPicked;
-    index_.visit(index_.overlapping(s, e - s + offset_), [&](int64_t begin, int64_t end) {
-      decay(index_.segments() + 2 * begin, keys_.data() + begin, end - begin, s, e, offset_, gaussian_,
-            inverse_sigma_, T(settings_.iou_threshold));
-      summarise(begin, end);
-    });
-  }
-}
-
-// What a pick leaves of another's score.
-template <typename T>
-double SoftNms<T>::factor(const T* head, const T* other) const {
-  const T iou = segment_iou(head[0], head[1], T(head[1] - head[0] + offset_), other[0], other[1], offset_);
-  if (gaussian_) return std::exp(-double(iou) * double(iou) / settings_.sigma);
-  return iou >= T(settings_.iou_threshold) ? double(T(1) - iou) : 1.0;
-}
-
-// Scores of 0 stay and come in order. Those below rise with every decay, so the largest is looked for among all: their
-// time is quadratic in their number.
-template <typename T>
-void SoftNms<T>::pick_rest(const T* segments, const T* scores, int64_t first, int64_t n,
-                           std::vector<Pick<T>>& picks) const {
-  int64_t negative = first;
-  for (; negative < n && scores[negative] == 0; ++negative) picks.push_back({int32_t(negative), scores[negative]});
-  std::vector<double> keys(scores + negative, scores + n);
-  std::vector<int32_t> slots(n - negative);
-  for (int64_t i = negative; i < n; ++i) {
-    slots[i - negative] = int32_t(i);
-    for (const Pick<T>& pick : picks) keys[i - negative] *= factor(segments + 2 * int64_t(pick.slot), segments + 2 * i);
-  }
-  for (;;) {
-    const Best best = best_of(keys.data(), slots.data(), n - negative);
-    if (best.key == kPicked) break;
-    picks.push_back({best.slot, T(best.key)});
-    keys[best.slot - negative] = kPicked;
-    for (int64_t i = negative; i < n; ++i) {
-      double& key = keys[i - negative];
-      if (key != kPicked) key *= factor(segments + 2 * int64_t(best.slot), segments + 2 * i);
-    }
+    picks.push_back({int32_t(slot), T(score)});
+    keys_[index_.position(best.slot)] = kPicked;
+    decay_by(segments + 2 * slot, [&](int64_t begin, int64_t end) { summarise(begin, end); });
   }
 }
 
@@ -186,10 +169,15 @@ template <typename T>
 void SoftNms<T>::run(const T* segments, const T* scores, int64_t n, std::vector<Pick<T>>& picks) {
   // What is below min_score at the start does not take part.
   while (n > 0 && !(scores[n - 1] >= T(settings_.min_score))) --n;
-  int64_t positive = 0;
-  while (positive < n && scores[positive] > 0) ++positive;
-  pick_positive(segments, scores, positive, picks);
-  if (positive < n && !enough(picks)) pick_rest(segments, scores, positive, n, picks);
+  const auto first_not = [&](int64_t from, auto&& holds) {
+    while (from < n && holds(scores[from])) ++from;
+    return from;
+  };
+  const int64_t positive = first_not(0, [](T score) { return score > 0; });
+  const int64_t zero = first_not(positive, [](T score) { return score == 0; });
+  if (positive > 0) pick_of_sign(segments, scores, 0, positive, picks);
+  for (int64_t slot = positive; slot < zero && !enough(picks); ++slot) picks.push_back({int32_t(slot), scores[slot]});
+  if (zero < n && !enough(picks)) pick_of_sign(segments, scores, zero, n, picks);
 }
 
 template class SoftNms<float>;

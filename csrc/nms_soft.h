@@ -3,7 +3,7 @@
 // A pick touches only what it overlaps (interval_index.h), by loops that vectorise. What is compared is a key, the
 // score itself (linear) or its logarithm minus sum IoU^2 / sigma (gaussian: no exponential a pair, and nothing
 // underflows); keys in blocks of 64 carry their largest, blocks of blocks likewise, so the next pick is found in three
-// short looks.
+// short looks. Scores below 0, which decays raise, come after all others, with the logarithm of their size negated.
 #pragma once
 
 #include <vector>
@@ -33,9 +33,9 @@ class SoftNms {
     int32_t slot;
   };
 
-  void pick_positive(const T* segments, const T* scores, int64_t n, std::vector<Pick<T>>& picks);
-  void pick_rest(const T* segments, const T* scores, int64_t first, int64_t n, std::vector<Pick<T>>& picks) const;
-  double factor(const T* head, const T* other) const;
+  void pick_of_sign(const T* segments, const T* scores, int64_t first, int64_t end, std::vector<Pick<T>>& picks);
+  template <typename F>
+  void decay_by(const T* picked, const F& changed);
   void summarise(int64_t begin, int64_t end);
   Best best_of(const double* keys, const int32_t* slots, int64_t count) const;
   bool enough(const std::vector<Pick<T>>& picks) const;
@@ -43,7 +43,7 @@ class SoftNms {
   const NmsSettings& settings_;
   bool gaussian_;
   T offset_;
-  double inverse_sigma_;
+  double inverse_sigma_, fall_;  // the second: with the sign of the scores at hand
   IntervalIndex<T> index_;
   std::vector<double> keys_;                     // by position; -infinity once picked
   std::vector<int32_t> apart_;                   // slots that overlap nothing, not even themselves

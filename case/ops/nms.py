@@ -152,8 +152,7 @@ def batched_nms_padded(
 ) -> PaddedNMSResult:
     """``batched_nms`` with a result of fixed size, which on a GPU does not make the host wait.
 
-    So "hard" and "decay_once" can be captured in a CUDA graph. "linear" and "gaussian" take as many rounds as segments
-    hang on each other there, and wait to hear how many.
+    So it can be captured in a CUDA graph.
 
     Args:
         capacity: how many segments there is room for, >= 1; None: as many as there are.

@@ -80,13 +80,12 @@ def test_hard_and_decay_once_are_the_reference(rng, kind, n, dtype):
         options = {"length_offset": offset, "sigma": SIGMA, "max_num": int(rng.choice([1, 20, 10_000]))}
         for method in ("hard", "decay_once"):
             found, wanted = both(lambda m=method: ops.nms(segments, scores, threshold, method=m, **options))  # noqa: B023
-            torch.testing.assert_close(
-                found.scores, wanted.scores, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0
-            )
+            tolerance = {"rtol": 1e-6 if dtype == torch.float32 else 1e-14, "atol": 0}
             if method == "hard" or options["max_num"] >= n:
                 assert torch.equal(found.keep, wanted.keep)
+                torch.testing.assert_close(found.scores, wanted.scores, **tolerance)
             else:  # which of two is among the best can hang on the last bit of a decayed score
-                assert len(found.keep) == len(wanted.keep)
+                torch.testing.assert_close(found.scores.sort().values, wanted.scores.sort().values, **tolerance)
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
@@ -134,9 +133,12 @@ def test_votes_are_the_references(rng, close, kind, dtype):
             lambda: ops.batched_nms(segments, scores, groups, 0.4, vote=vote, length_offset=1.0)  # noqa: B023
         )
         assert torch.equal(found.keep, wanted.keep)
-        # Of the size of what a segment meets: the mean is of those.
-        meets = ops.temporal_iou(segments[found.keep], segments, length_offset=1.0) > 0
-        size = torch.where(meets, segments.abs().amax(1), 0).amax(1).maximum(segments[found.keep].abs().amax(1))
+        # Of the size of what a segment meets, since the mean is of those, and of how far its weights cancel.
+        iou = ops.temporal_iou(segments[found.keep], segments, length_offset=1.0)
+        size = torch.where(iou > 0, segments.abs().amax(1), 0).amax(1).maximum(segments[found.keep].abs().amax(1))
+        votes = (iou >= vote) & (groups[found.keep, None] == groups)
+        weights = torch.where(votes, iou * scores, 0).double()
+        size *= (weights.abs().sum(1) / weights.sum(1).abs()).nan_to_num(nan=1, posinf=math.inf)
         error = (found.segments.double() - wanted.segments.double()).abs().amax(1)
         assert (error <= (2e-5 if dtype == torch.float32 else 1e-12) * size).all()
 
@@ -195,34 +197,76 @@ def test_blocks_settle_as_threads_do(rng, kind, n, dtype):
                 assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 2, 65, 400])
-def test_soft_rounds_pick_as_the_cpu_does(rng, kind, n, method):
-    """Sums of decays in another order: equal but for rounding, order included where keys are told apart."""
+def test_soft_rounds_pick_as_the_cpu_does(rng, kind, n, method, dtype):
+    """Sums of decays in another order: equal but for rounding, order included where keys are told apart. Of 400 scores
+    a tenth are 0 and some below, which come last."""
     for order, threads in ((0, 256), (1, 32), (2, 7)):
         start, length = kind(rng, n)
-        segments = torch.from_numpy(np.stack([start, start + length], 1))
-        scores = torch.from_numpy((rng.permutation(n) + 1) / (n + 1))
+        segments = torch.from_numpy(np.stack([start, start + length], 1)).to(dtype)
+        scores = torch.from_numpy((rng.permutation(n) + 1) / (n + 1) - rng.choice([0.0, 0.4])).to(dtype)
+        if n > 100:
+            scores[rng.permutation(n)[: n // 10]] = 0
         groups = torch.from_numpy(rng.choice([5, -2, 4], n, p=[0.8, 0.1, 0.1]))
-        offset, least, most = (
-            1.0 if kind is cancelled else 0.5,
-            float(rng.choice([-1.0, 0.3])),
-            int(rng.choice([0, 1, 9])),
-        )
+        offset = 1.0 if kind is cancelled else 0.5
+        least, most = float(rng.choice([-1.0, -0.1, 0.3])), int(rng.choice([0, 1, 9]))
         arguments = (segments, scores, groups, 0.3, method, SIGMA, least, most, offset)
-        soft = nms_blocks.emulated(Emulation(int(rng.integers(1, 6)), threads, order, 5)).soft
-        torch.use_deterministic_algorithms(True)
-        keep, kept = nms_soft_rounds.by_rounds(soft, *arguments)
+        emulation = Emulation(int(rng.integers(1, 6)), threads, order, int(rng.integers(1 << 30)))
+        # One block a group, or rounds of all and a block for what is below 0.
+        launcher = nms_blocks.emulated(emulation, soft_large=int(rng.choice([1, 30, 10_000])))
+        torch.use_deterministic_algorithms(True)  # fresh memory is full of NaN and of the largest integers
+        keep, kept = nms_blocks.by_blocks(launcher, *arguments)
+        capacity = int(rng.choice([1, max(1, len(keep) // 2), n + 3]))
+        padded = nms_blocks.padded_by_blocks(launcher, *arguments, capacity)
         torch.use_deterministic_algorithms(False)
+        for one, other in zip(padded, pad(keep, kept, capacity), strict=True):
+            assert torch.equal(one, other)
         wanted, wanted_scores = _backend.select("batched_nms", segments.device)(*arguments)
         assert len(keep) == len(wanted)
+        eps = 1e-9 if dtype == torch.float64 else 1e-6
         for group in (-2, 4, 5):
             mine, other = kept[groups[keep] == group], wanted_scores[groups[wanted] == group]
-            told_apart = int((other.diff() < -1e-9).int().cumprod(0).sum())
+            apart = other.diff() < -eps
+            told_apart = int((apart | ((other[1:] == 0) & (other[:-1] == 0))).int().cumprod(0).sum())
             chosen, others = keep[groups[keep] == group], wanted[groups[wanted] == group]
             assert torch.equal(chosen[:told_apart], others[:told_apart])
-            torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-13)
+            # Those below 0 are picked by the largest, and what is picked first decays the others.
+            size = told_apart + 1 if least < 0 and bool((scores < 0).any()) else len(mine)
+            torch.testing.assert_close(
+                mine[:size], other[:size], rtol=1e-3 * eps if eps < 1e-8 else eps, atol=eps / 100
+            )
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_what_rounds_leave_of_a_chain_is_one_blocks_work(method, monkeypatch):
+    """Each segment waits for the one before it, so that every round takes one pick."""
+    monkeypatch.setattr(nms_soft_rounds, "PADDED_ROUNDS", 5)
+    start = torch.arange(70, dtype=torch.float64)
+    segments, scores = torch.stack([start, start + 1.5], 1), 1 - start / 100
+    arguments = (segments, scores, torch.zeros(70, dtype=torch.int64), 0.1, method, 5.0, -1.0, 0, 0.0)
+    wanted, wanted_scores = _backend.select("batched_nms", segments.device)(*arguments)
+    keep, kept, total = nms_blocks.padded_by_blocks(
+        nms_blocks.emulated(Emulation(3, 32, 2, 1), soft_large=1), *arguments, 80
+    )
+    assert int(total) == 70
+    assert torch.equal(keep[:70], wanted)
+    torch.testing.assert_close(kept[:70], wanted_scores, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("large", [1, 100])
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_soft_rounds_end_where_there_are_no_numbers(method, large):
+    """The padded form does not look for NaN and infinity: what comes of them is not defined, but it comes."""
+    segments = torch.tensor([[0.0, 4.0], [0.0, 4.0], [0.0, 4.0], [1.0, 9.0], [torch.nan, 2.0], [0.0, torch.inf]])
+    scores = torch.tensor([torch.inf, torch.inf, 0.5, torch.nan, 0.7, 0.1])
+    arguments = (segments, scores, torch.zeros(6, dtype=torch.int64), 0.1, method, 0.5, -1.0, 0, 0.0)
+    launcher = nms_blocks.emulated(Emulation(2, 32, 0, 1), soft_large=large)
+    keep, _, total = nms_blocks.padded_by_blocks(launcher, *arguments, 6)
+    assert 0 <= int(total) <= 6
+    assert len(set(keep[: int(total)].tolist())) == int(total)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -303,12 +347,13 @@ def test_device_keeps_what_the_cpu_keeps(rng, dtype):
 def test_device_picks_what_the_cpu_picks(rng, method):
     if not _native.has_cuda():
         pytest.skip("case._C was built without CUDA (nvcc)")
-    segments, _ = problem(rng, uniform, 5000, torch.float64)
-    scores, groups = torch.from_numpy((rng.permutation(5000) + 1) / 5001), torch.from_numpy(rng.integers(0, 3, 5000))
-    options = {"method": method, "sigma": SIGMA, "min_score": 0.2}
-    found = ops.batched_nms(segments.cuda(), scores.cuda(), groups.cuda(), 0.4, **options)
-    wanted = ops.batched_nms(segments, scores, groups, 0.4, **options)
-    torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=1e-11, atol=0)
+    for n in (5_000, 30_000):  # a block a group, and rounds of all with a block for what is below 0
+        segments, _ = problem(rng, uniform, n, torch.float64)
+        scores, groups = torch.from_numpy(rng.permutation(n) / n - 0.1), torch.from_numpy(rng.integers(0, 3, n))
+        options = {"method": method, "sigma": SIGMA, "min_score": -0.05}
+        found = ops.batched_nms(segments.cuda(), scores.cuda(), groups.cuda(), 0.4, **options)
+        wanted = ops.batched_nms(segments, scores, groups, 0.4, **options)
+        torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.gpu
@@ -321,13 +366,14 @@ def test_a_large_group_on_the_device(rng):
 
 
 @pytest.mark.gpu
-def test_padded_form_in_a_captured_graph(rng):
+@pytest.mark.parametrize(("method", "n"), [("decay_once", 5_000), ("gaussian", 5_000), ("linear", 20_000)])
+def test_padded_form_in_a_captured_graph(rng, method, n):
     if not _native.has_cuda():
         pytest.skip("case._C was built without CUDA (nvcc)")
-    groups = torch.from_numpy(rng.integers(0, 4, 5000))
-    drawn = [problem(rng, uniform, 5000, torch.float32) for _ in range(2)]
+    groups = torch.from_numpy(rng.integers(0, 2, n))
+    drawn = [problem(rng, uniform, n, torch.float32) for _ in range(2)]
     static = [x.cuda() for x in (*drawn[0], groups)]
-    options = {"method": "decay_once", "sigma": SIGMA, "capacity": 4000}
+    options = {"method": method, "sigma": SIGMA, "capacity": 4 * n // 5}
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -341,9 +387,10 @@ def test_padded_form_in_a_captured_graph(rng):
         static[1].copy_(scores)
         graph.replay()
         wanted = ops.batched_nms_padded(segments, scores, groups, 0.4, **options)
-        assert torch.equal(captured.keep.cpu(), wanted.keep)
+        assert method != "decay_once" or torch.equal(captured.keep.cpu(), wanted.keep)  # else but for rounding
         assert int(captured.total) == int(wanted.total)
-        torch.testing.assert_close(captured.scores.cpu(), wanted.scores, rtol=1e-6, atol=0)
+        rtol, atol = (1e-6, 0) if method == "decay_once" else (1e-5, 1e-7)
+        torch.testing.assert_close(captured.scores.cpu(), wanted.scores, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("method", ["hard", "decay_once", "linear", "gaussian"])

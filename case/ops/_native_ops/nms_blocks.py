@@ -1,8 +1,9 @@
-"""``batched_nms`` on CUDA: order by score and who settles whom by csrc/, the rest by torch.
+"""``batched_nms`` on CUDA: who settles or decays whom by csrc/, the rest by torch.
 
 Groups of up to ``LARGE`` segments are a block's work each (``csrc/nms_blocks.h``), larger ones that of all blocks in
-rounds (``csrc/nms_rounds.h``). ``batched_nms`` waits to hear whether groups come in order, whether one of them is
-large and how many segments are left. The padded form does not wait. Soft methods: ``nms_soft_rounds``.
+rounds (``csrc/nms_rounds.h``); soft methods likewise (``nms_soft_rounds``). ``batched_nms`` waits to hear whether
+groups come in order, whether one of them is large, whether rounds of a large one are over, and how many segments are
+left. The padded form does not wait.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from torch import Tensor
 from case.ops._native_ops import _common, nms_soft_rounds
 from case.ops._native_ops._common import DTYPES, Emulation, address
 from case.ops._native_ops.nms_index import build
-from case.ops.reference.nms import order_by_group, pad, padding, paired_iou
+from case.ops._native_ops.nms_soft_rounds import SoftLauncher
+from case.ops.reference.nms import order_by_group, padding, paired_iou
 
 # The kernel sorts groups of up to so many segments (float64: half as many) in shared memory, larger ones beside it.
 SHARED = 2048
 # One block takes some 0.4 ms for 8,192 segments, about what sorting and rounds take at least.
 LARGE = 8192
+# Soft methods take rounds, of which each is more work for one block the larger the group: 0.7 ms for 2,048 (predicted).
+SOFT_LARGE = 2048
 # Random scores take some ten; what is open after the last is one block's work.
 ROUNDS = 32
 LEFT = -2  # csrc/nms.h
@@ -43,95 +47,87 @@ class Launcher(NamedTuple):
 
     settle: Callable[..., None]
     rounds: Callable[..., None]
-    soft: Callable[..., None]
+    soft: SoftLauncher
     large: int = LARGE
+    soft_large: int = SOFT_LARGE
     most_rounds: int = ROUNDS
 
 
-def batched_nms(
-    segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, method: str, *rest: Any
-) -> tuple[Tensor, Tensor]:
+def batched_nms(segments: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     with torch.cuda.device(segments.device):
-        if method in ("linear", "gaussian"):
-            return nms_soft_rounds.by_rounds(on_device().soft, segments, scores, groups, threshold, method, *rest)
-        return by_blocks(on_device(), segments, scores, groups, threshold, method, *rest)
+        return by_blocks(on_device(), segments, *given)
 
 
-def batched_nms_padded(
-    segments: Tensor, scores: Tensor, groups: Tensor, threshold: float, method: str, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    if method in ("linear", "gaussian"):
-        *settings, capacity = rest
-        return pad(*batched_nms(segments, scores, groups, threshold, method, *settings), capacity)
+def batched_nms_padded(segments: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     with torch.cuda.device(segments.device):
-        return padded_by_blocks(on_device(), segments, scores, groups, threshold, method, *rest)
+        return padded_by_blocks(on_device(), segments, *given)
 
 
 def emulated(emulation: Emulation, **sizes: int) -> Launcher:
     """The kernels on the CPU, for ``by_blocks``."""
-    module, how = _common.module(), tuple(emulation)
-    return Launcher(
-        lambda *given: module.nms_settle_emulated(*given, how),
-        lambda *given: module.nms_rounds_emulated(*given, how),
-        lambda *given: module.nms_soft_emulated(*given, how),
-        **sizes,
-    )
+    return _launcher("emulated", tuple(emulation), **sizes)
 
 
 def on_device() -> Launcher:
-    module, stream = _common.module(), torch.cuda.current_stream().cuda_stream
-    return Launcher(
-        lambda *given: module.nms_settle_cuda(*given, stream),
-        lambda *given: module.nms_rounds_cuda(*given, stream),
-        lambda *given: module.nms_soft_cuda(*given, stream),
-    )
+    return _launcher("cuda", torch.cuda.current_stream().cuda_stream)
+
+
+def _launcher(where: str, last: Any, **sizes: int) -> Launcher:
+    def kernel(name: str) -> Callable[..., None]:
+        function = getattr(_common.module(), f"nms_{name}_{where}")
+        return lambda *given: function(*given, last)
+
+    return Launcher(kernel("settle"), kernel("rounds"), SoftLauncher(kernel("soft"), kernel("soft_groups")), **sizes)
 
 
 def by_blocks(
-    launcher: Launcher,
-    segments: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    threshold: float,
-    method: str,
-    sigma: float,
-    min_score: float,
-    max_num: int,
-    offset: float,
+    launcher: Launcher, segments: Tensor, scores: Tensor, groups: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """(keep, new scores) as the registered op gives them, for methods that settle a segment once."""
+    """(keep, new scores) as the registered op gives them."""
     if scores.shape[0] == 0:
         return groups.new_empty(0), scores.new_empty(0)
-    in_order = bool((groups[1:] >= groups[:-1]).all())
-    settled = _settle(launcher, segments, scores, groups, threshold, offset, in_order)
-    order, current, taken = _finish(settled, segments, scores, method, sigma, min_score, max_num, offset)
+    order, current, taken = _outcome(launcher, segments, scores, groups, *settings, waits=True)
     return order[taken].long(), current[taken]
 
 
 def padded_by_blocks(
-    launcher: Launcher,
-    segments: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    threshold: float,
-    method: str,
-    sigma: float,
-    min_score: float,
-    max_num: int,
-    offset: float,
-    capacity: int,
+    launcher: Launcher, segments: Tensor, scores: Tensor, groups: Tensor, *settings_and_capacity: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(keep, new scores, total) as the registered op gives them. Whether groups come in order nobody waits to hear."""
+    """(keep, new scores, total) as the registered op gives them."""
+    *settings, capacity = settings_and_capacity
     keep, kept_scores = padding(scores, capacity + 1)  # the last place takes what is not returned
     if scores.shape[0] == 0:
         return keep[:capacity], kept_scores[:capacity], torch.zeros((), dtype=torch.int64, device=scores.device)
-    settled = _settle(launcher, segments, scores, groups, threshold, offset, None)
-    order, current, taken = _finish(settled, segments, scores, method, sigma, min_score, max_num, offset)
+    order, current, taken = _outcome(launcher, segments, scores, groups, *settings, waits=False)
     ends = taken.cumsum(0)
     to = torch.where(taken, ends - 1, capacity).clamp(max=capacity)
     keep.scatter_(0, to, order.long())
     kept_scores.scatter_(0, to, current)
     return keep[:capacity], kept_scores[:capacity], ends[-1]
+
+
+def _outcome(
+    launcher: Launcher,
+    segments: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    threshold: float,
+    method: str,
+    sigma: float,
+    min_score: float,
+    max_num: int,
+    offset: float,
+    *,
+    waits: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Segments, their new scores and which of them are returned, in the order of the method."""
+    rest = method, sigma, min_score, max_num, offset
+    if method in ("linear", "gaussian"):
+        given = launcher.soft, segments, scores, groups, threshold
+        return nms_soft_rounds.pick(*given, *rest, large=launcher.soft_large, waits=waits)
+    in_order = bool((groups[1:] >= groups[:-1]).all()) if waits else None
+    settled = _settle(launcher, segments, scores, groups, threshold, offset, in_order)
+    return _finish(settled, segments, scores, *rest)
 
 
 def _settle(
