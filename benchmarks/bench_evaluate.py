@@ -25,6 +25,7 @@ from case.config import Settings, make_settings
 from case.data.synthetic import SyntheticConfig, SyntheticData, generate
 from case.engine.evaluate import Localized, Score, localize_split, score_split
 from case.engine.learner import Learner
+from case.engine.precision import rows_dtype
 from case.engine.sampling import batch_videos, position_key, uniform_positions
 from case.engine.store import ResidentSplit
 
@@ -70,10 +71,10 @@ def distinct_rows(split: ResidentSplit, settings: Settings) -> int:
     return int(torch.unique(split.starts[:, None] + positions).numel())
 
 
-def product_seconds(rows: int) -> float:
+def product_seconds(rows: int, dtype: torch.dtype = torch.float32) -> float:
     """This machine's time for the network's matrix products of so many rows, in pieces of 8192 at its own best rate."""
-    x, w = torch.randn(8192, 1024), torch.randn(1024, 512)
-    best = min(_seconds(lambda: x @ w) for _ in range(10))
+    x, w = torch.randn(8192, 1024).to(dtype), torch.randn(512, 1024).to(dtype)
+    best = min(_seconds(lambda: x @ w.mT) for _ in range(10))
     return OPERATIONS_A_ROW * rows / (2 * 8192 * 1024 * 512 / best)
 
 
@@ -114,18 +115,20 @@ def main() -> None:
     parser.add_argument("--lengths", type=Path, help="CSV with the columns subset and num_snippets_est")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 40], help="training steps before the evaluation")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network's wide products")
     given = parser.parse_args()
     torch.set_num_threads(THREADS)
     settings = make_settings(protocol="released", lr=1e-3)
     data = thumos_sized(given.videos, given.lengths)
-    split = ResidentSplit.from_loaded(data.test, torch.device("cpu"))
+    dtype = rows_dtype(given.precision)
+    split = ResidentSplit.from_loaded(data.test, torch.device("cpu"), storage=dtype, dtype=dtype)
     rows = distinct_rows(split, settings)
     for steps in given.steps:
         learner = trained(data, settings, steps)
         localized, score = evaluate(learner, split, data, settings)
         # In turns, so that what else the machine does weighs on both alike.
         pairs = [
-            (_seconds(lambda: evaluate(learner, split, data, settings)), product_seconds(rows))  # noqa: B023
+            (_seconds(lambda: evaluate(learner, split, data, settings)), product_seconds(rows, dtype))  # noqa: B023
             for _ in range(given.rounds)
         ]
         seconds, products = (statistics.median(column) for column in zip(*pairs, strict=True))
