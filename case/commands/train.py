@@ -22,7 +22,12 @@ def run(argv: Sequence[str]) -> int:
     default = make_train_config({}) if helping else configure(_values(args))
     flags = parse(
         TrainFlags, args, command="train", default=TrainFlags(**vars(default)),
-        description="Train CASE on a data folder, evaluate on its test split, write everything to --output.",
+        description=(
+            "Train CASE on a data folder, evaluate on its test split, write everything to --output. A first run needs "
+            "--data alone. Flags in this order: the method (data, network, losses, optimizer, localization, mAP); its "
+            "numbered settings, in which the released code and its formulas differ; the run, from --preset on; the "
+            "machine, from --device on; many runs at once."
+        ),
     )  # fmt: skip
     config = make_train_config({name: value for name, value in vars(flags).items() if name not in ("seeds", "sweep")})
     if not (flags.seeds or flags.sweep):
