@@ -99,8 +99,8 @@ def nms_rounds_emulated(
 ) -> None:
     """Who settles whom in groups of any size (csrc/nms.h), by the kernels of csrc/nms_rounds.h on the CPU."""
 
-# score, first_key, key, turn, threshold, min_score, gaussian, sigma.
-_NmsDecay = tuple[int, int, int, int, float, float, bool, float]
+# score, first_key, key, turn, threshold, min_score, gaussian, sigma, rival.
+_NmsDecay = tuple[int, int, int, int, float, float, bool, float, int]
 
 def nms_soft_emulated(
     index: _NmsIndex, decay: _NmsDecay, length_offset: float, left: int, first: int, rounds: int, emulation: _Emulation

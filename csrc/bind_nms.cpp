@@ -8,6 +8,8 @@ namespace case_wtal {
 namespace {
 
 using Address = uintptr_t;
+
+constexpr int64_t kMostSegments = INT32_MAX - 1024;  // places are int32, and loops take steps of a block's threads
 // iou_threshold, method, sigma, min_score, max_num, length_offset.
 using Settings = std::tuple<double, std::string, double, double, int64_t, double>;
 
@@ -67,7 +69,7 @@ template <typename Run>
 void with_rows(const Rows& given, const Outcome& outcome, const Run& run) {
   const auto& [segments, scores, groups, segment, n, dtype] = given;
   check_size("n", n);
-  if (n > INT32_MAX) throw py::value_error("n must be below 2^31, got " + std::to_string(n));
+  if (n > kMostSegments) throw py::value_error("n must be below 2^31 - 1024, got " + std::to_string(n));
   const auto [sorted, head, by] = outcome;
   const NmsOutcome to{pointer<int32_t>("sorted", sorted, n), pointer<int32_t>("head", head, n),
                       pointer<int32_t>("by", by, n)};
@@ -112,6 +114,7 @@ template <typename Run>
 void with_index(const Index& given, const Run& run) {
   const auto& [segments, key, slot, head, position, n, dtype, fine] = given;
   check_size("n", n);
+  if (n > kMostSegments) throw py::value_error("n must be below 2^31 - 1024, got " + std::to_string(n));
   const Address begin = segments, keys = key, slots = slot, heads = head, positions = position;
   const int64_t count = n;
   const double coarse = fine;
@@ -152,12 +155,12 @@ void rounds_cuda(const Index& given, double threshold, double offset, Address st
 }
 #endif
 
-// score, first_key, key, turn, threshold, min_score, gaussian, sigma.
-using Decay = std::tuple<Address, Address, Address, Address, double, double, bool, double>;
+// score, first_key, key, turn, threshold, min_score, gaussian, sigma, rival.
+using Decay = std::tuple<Address, Address, Address, Address, double, double, bool, double, Address>;
 
 template <typename T>
 NmsDecay<T> decay_of(const Decay& given, int64_t n) {
-  const auto& [score, first_key, key, turn, threshold, least, gaussian, sigma] = given;
+  const auto& [score, first_key, key, turn, threshold, least, gaussian, sigma, rival] = given;
   return {pointer<const T>("score", score, n),
           pointer<const double>("first_key", first_key, n),
           pointer<double>("key", key, n),
@@ -165,7 +168,8 @@ NmsDecay<T> decay_of(const Decay& given, int64_t n) {
           T(threshold),
           T(least),
           gaussian,
-          std::min(1 / sigma, kMaxInverseSigma)};
+          std::min(1 / sigma, kMaxInverseSigma),
+          pointer<int32_t>("rival", rival, n)};
 }
 
 void soft_emulated(const Index& given, const Decay& decay, double offset, Address left, int64_t first, int64_t rounds,

@@ -75,7 +75,7 @@ class DeviceBlock {
     return total;
   }
 
-  // The largest of values[0 .. threads), which stay as they are.
+  // The largest of values[0 .. threads), which stay as they are; none of them NaN.
   template <typename T>
   __device__ T maximum(const T* values) const {
     __shared__ T of_warps[kMaxBlockThreads / kWarp];

@@ -51,7 +51,8 @@ template <typename T>
 void nms_soft_cuda(const NmsIndex<T>& index, const NmsDecay<T>& decay, T offset, int32_t* left, int64_t first,
                    int64_t rounds, uintptr_t stream) {
   if (index.n == 0) return;
-  const int64_t blocks = ceil_div(index.n, kNmsThreads);
+  // Many rounds find nothing left: they are over the sooner the fewer blocks say so.
+  const int64_t blocks = std::min<int64_t>(ceil_div(index.n, kNmsThreads), 4096);
   for (int64_t i = 0; i < rounds; ++i) {
     const SoftRounds<T> round = soft_rounds(index, decay, offset, int32_t(first + i + 1));
     launch<1>(SoftPick<T>{round, left + i}, blocks, stream, "nms_soft_cuda");

@@ -99,6 +99,7 @@ struct NmsDecay {
   T threshold, least;       // of the IoU; of the score of a pick
   bool gaussian;
   double inverse_sigma;
+  int32_t* rival;  // -1, or an overlapping one that had the larger key when last looked at
 };
 
 // See nms_soft_rounds.h. Rounds first + 1, ..., first + rounds over all segments at or above 0; left as above:

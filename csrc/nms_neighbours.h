@@ -29,14 +29,16 @@ struct NmsNeighbours {
     const double start = mine.start, length = mine.length, fine = index.fine;
     const double reach = (1 - least_iou) * length, slack = 4 * kEps * (fabs(start) + reach);
     const double last = start + larger(reach, 2 * fine) + slack;
+    // In T, at or above: no conversion for each of those that are looked at.
+    const T bound = sizeof(T) == 4 ? T(last + 4 * kEps * fabs(last) + 0x1p-148) : T(last);
     const int64_t group = index.key[p] - index.key[p] % kNmsLevels;
     const int64_t longest = group + level_of(larger(length, fine) / least_iou, fine);
-    int64_t at = first_key(group + level_of(length * least_iou, fine), 0);
+    int64_t at = first_key(group + level_of(length * least_iou, fine), index.head[p]);
     while (at < index.n && index.key[at] <= longest) {
       const int64_t end = first_key(index.key[at] + 1, at);
       const double before = (1 - least_iou) * longest_of(index.key[at] % kNmsLevels, fine) * (1 + 4 * kEps);
       const double first = start - larger(before, 2 * fine) - slack;
-      for (int64_t q = first_start(first, at, end); q < end && double(index.segments[2 * q]) <= last; ++q) {
+      for (int64_t q = first_start(first, at, end); q < end && index.segments[2 * q] <= bound; ++q) {
         if (f(q)) return;
       }
       at = end;
@@ -55,8 +57,12 @@ struct NmsNeighbours {
     return level == 0 ? larger(fine, 0x1p-1021) : bit_cast<double>(uint64_t(level + 1) << 53);
   }
 
+  // From `low` on: it lies near, since groups and levels are small beside all of the index.
   CASE_BODY int64_t first_key(int64_t wanted, int64_t low) const {
-    return first_of(low, index.n, [&](int64_t i) { return index.key[i] < wanted; });
+    int64_t step = 32;
+    for (; low + step < index.n && index.key[low + step] < wanted; step *= 4) low += step;
+    const int64_t high = low + step < index.n ? low + step : index.n;
+    return first_of(low, high, [&](int64_t i) { return index.key[i] < wanted; });
   }
   CASE_BODY int64_t first_start(double wanted, int64_t low, int64_t high) const {
     return first_of(low, high, [&](int64_t i) { return double(index.segments[2 * i]) < wanted; });

@@ -142,7 +142,8 @@ void SoftNms<T>::pick_of_sign(const T* segments, const T* scores, int64_t first,
   summarise(0, count);
   const double least = settings_.min_score;
   size_t next_apart = 0;
-  while (!enough(picks)) {
+  // Below 0 a later pick can have the higher score, so that all are needed to say which are the best.
+  while (sign < 0 || !enough(picks)) {
     Best best = best_of(tops_.back().data(), top_slots_.back().data(), int64_t(tops_.back().size()));
     const int64_t slot = first + best.slot;
     if (next_apart < apart_.size()) {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from case.ops._native_ops import _common, nms_soft_rounds
 from case.ops._native_ops._common import DTYPES, Emulation, address
-from case.ops._native_ops.nms_index import build
+from case.ops._native_ops.nms_index import among_best, build
 from case.ops._native_ops.nms_soft_rounds import SoftLauncher
 from case.ops.reference.nms import order_by_group, padding, paired_iou
 
@@ -24,7 +24,7 @@ from case.ops.reference.nms import order_by_group, padding, paired_iou
 SHARED = 2048
 # One block takes some 0.4 ms for 8,192 segments, about what sorting and rounds take at least.
 LARGE = 8192
-# Soft methods take rounds, of which each is more work for one block the larger the group: 0.7 ms for 2,048 (predicted).
+# Soft methods take rounds, of which each is more work for one block the larger the group: 2 ms for 2,048 (predicted).
 SOFT_LARGE = 2048
 # Random scores take some ten; what is open after the last is one block's work.
 ROUNDS = 32
@@ -164,7 +164,9 @@ def _settle(
 
 def _settle_large(launcher: Launcher, found: _Settled, segments: Tensor, threshold: float, offset: float) -> None:
     """Writes ``found.by`` of the groups that the first kernel has left."""
-    least_iou = torch.tensor(threshold, dtype=segments.dtype).item() * (1 - 2**-8)  # as the kernels have it
+    least_iou = torch.tensor(threshold, dtype=segments.dtype, device="cpu").item() * (
+        1 - 2**-8
+    )  # as the kernels have it
     index = build(segments[found.order], found.head, offset, least_iou)
     state = torch.where(found.by[index.slot.long()] == LEFT, 0, 3).to(torch.uint8)
     left = torch.zeros(launcher.most_rounds + 1, dtype=torch.int32, device=segments.device)
@@ -195,16 +197,9 @@ def _finish(
         taken = torch.ones_like(kept)
     taken = taken & (current >= min_score)
     if max_num > 0:
-        taken &= _among_best(current.masked_fill(~taken, -torch.inf), head, max_num)
+        taken &= among_best(current.masked_fill(~taken, -torch.inf), head, max_num)
     if method == "decay_once":
         # Within a group the kept ones, then the decayed in the order of their suppressors, then of their scores.
         place = ((2 * head.long() + ~kept) * len(order) + torch.where(kept, 0, by)).argsort(stable=True)
         current, taken, order = current[place], taken[place], order[place]
     return order, current, taken
-
-
-def _among_best(scores: Tensor, head: Tensor, most: int) -> Tensor:
-    """Marks the ``most`` highest of each group, ties to the earlier."""
-    order = order_by_group(scores, head)
-    rank = torch.arange(scores.shape[0], device=scores.device) - head[order]
-    return torch.empty_like(rank, dtype=torch.bool).scatter_(0, order, rank < most)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from case.ops._native_ops._common import DTYPES, address
+from case.ops.reference.nms import order_by_group
 
 LEVELS = 1024  # csrc/nms.h
 
@@ -29,11 +30,15 @@ class Index(NamedTuple):
 
 
 def heads(number: Tensor) -> Tensor:
-    """The first place (n,) int32 of each one's group, for group numbers (n,) that lie side by side."""
-    place = torch.arange(len(number), dtype=torch.int32, device=number.device)
-    begins = torch.ones_like(number, dtype=torch.bool)
-    begins[1:] = number[1:] != number[:-1]
-    return torch.where(begins, place, 0).cummax(0).values
+    """The first place (n,) int32 of each one's group, for rising group numbers (n,)."""
+    return torch.searchsorted(number, number, out_int32=True)
+
+
+def among_best(scores: Tensor, head: Tensor, most: int) -> Tensor:
+    """Marks the ``most`` highest of each group, ties to the earlier; head (n,): the first place of each one's group."""
+    order = order_by_group(scores, head)
+    rank = torch.arange(scores.shape[0], device=scores.device) - head[order]
+    return torch.empty_like(rank, dtype=torch.bool).scatter_(0, order, rank < most)
 
 
 def build(ranked: Tensor, head: Tensor, offset: float, least_iou: float) -> Index:
@@ -41,7 +46,7 @@ def build(ranked: Tensor, head: Tensor, offset: float, least_iou: float) -> Inde
 
     least_iou: what is looked for overlaps with at least this; as in ``csrc/interval_index.h``. Does not wait."""
     n, device = len(head), head.device
-    offset = torch.tensor(offset, dtype=ranked.dtype).item()  # as the kernels have it
+    offset = torch.tensor(offset, dtype=ranked.dtype, device="cpu").item()  # as the kernels have it
     fine = 2**12 * torch.finfo(ranked.dtype).eps * abs(offset) / least_iou if least_iou > 0 else 0.0
     length = (ranked[:, 1] - ranked[:, 0] + offset).double()
     level = torch.where(length < fine, 0, length.view(torch.int64) >> 53).clamp(max=LEVELS - 2)

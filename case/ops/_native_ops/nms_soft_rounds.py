@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from case.ops._native_ops._common import address
-from case.ops._native_ops.nms_index import build, heads
+from case.ops._native_ops.nms_index import among_best, build, heads
 from case.ops.reference.nms import order_by_group
 
 ROUNDS = 32
@@ -57,8 +57,9 @@ def pick(
         first_key = torch.where(score < 0, -first_key.abs().log(), first_key.abs().log())
     key = first_key.clone()
     turn = torch.where(score < 0, BELOW_ZERO, 0).masked_fill_(~(score >= min_score), -1).int()
+    rival = torch.full_like(turn, -1)
     state = (address(score), address(first_key), address(key), address(turn))
-    given = index.description(), (*state, threshold, min_score, method == "gaussian", sigma), offset
+    given = index.description(), (*state, threshold, min_score, method == "gaussian", sigma, address(rival)), offset
     n = len(scores)
     is_large = n > large and (not waits or bool((head[large:] == head[:-large]).any()))
     launcher.groups(*given, 0, large if is_large else n)
@@ -72,12 +73,11 @@ def pick(
     # A pick's key is at most that of the pick before it; those below 0 come last (keys end at -2e299), one a turn.
     key = torch.where(score < 0, -2e300 - 1e290 * turn.double(), key.clamp(min=-1e300))
     key, final, turn = (torch.empty_like(x).scatter_(0, slot, x) for x in (key, final, turn))
-    picked = order_by_group(key, head)
-    taken = (turn[picked] > 0) & (final[picked] >= min_score)
+    taken = (turn > 0) & (final >= min_score)
     if max_num > 0:
-        count = taken.cumsum(0)
-        taken &= count - (count - taken.long())[head.long()] <= max_num
-    return order[picked], final[picked], taken
+        taken &= among_best(final.masked_fill(~taken, -torch.inf), head, max_num)
+    picked = order_by_group(key, head)
+    return order[picked], final[picked], taken[picked]
 
 
 def _by_rounds(launcher: SoftLauncher, given: tuple[object, ...], left: Tensor, waits: bool) -> int:
