@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Hashable
 
 SECONDS_PER_CASE = float(os.environ.get("CASE_BENCH_SECONDS", "0.6"))
 # A call that is predicted to take longer is not run but named: at least three pairs of it and a first call to prove it
 # would take minutes of a run that has to fit into twelve.
 LONGEST = float(os.environ.get("CASE_BENCH_LONGEST", "5"))
+# Sizes beyond the method's own are begun within so many seconds: with limits and scaling a run has to end within twelve
+# minutes on any machine.
+WHOLE_RUN = float(os.environ.get("CASE_BENCH_WHOLE_RUN", "500"))
 # The range of six pairs holds the median ratio with 97 %; fewer are reported as what they are.
 FEWEST, FEWEST_LONG, LONG = 6, 3, 0.25
 MOST = 100
@@ -18,6 +22,13 @@ def rounds(once: float) -> int:
     """Of a call that takes so many seconds: as many as fit into a case's time, but never too few for an interval."""
     fewest = FEWEST if once < LONG else FEWEST_LONG
     return max(fewest, min(MOST, int(SECONDS_PER_CASE / max(once, 1e-5))))
+
+
+def spent(scale: int, begin: float) -> str | None:
+    """Why a case of this scale is not begun any more, or None. begin: of the run, by ``time.monotonic``."""
+    if scale == 1 or time.monotonic() - begin <= WHOLE_RUN:
+        return None
+    return f"not run: the {WHOLE_RUN:g} s in which large sizes are begun had been spent"
 
 
 class Predictions:

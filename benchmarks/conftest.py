@@ -31,6 +31,7 @@ ROUNDING = {"float32": 0.0, "float64": 0.0, "bfloat16": 2.0**-7, "float16": 2.0*
 _work: dict[tuple[str, int], Work] = {}
 _exact: dict[tuple[str, bool, int, str, str], list[Tensor]] = {}
 _predictions = budget.Predictions()
+_begin = time.monotonic()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -97,7 +98,7 @@ def measure(request: pytest.FixtureRequest, benchmark: Any, contender: Contender
         case: Case = request.function.case
         name, device, dtype = request.node.originalname, contender.device, getattr(torch, contender.dtype)
         called = (name, contender.name, device, contender.dtype, contender.backward)
-        if why := _predictions.too_long(called, contender.scale):
+        if why := budget.spent(contender.scale, _begin) or _predictions.too_long(called, contender.scale):
             pytest.skip(why)
         work = _built(name, case, contender.scale)
         key = (name, contender.backward, contender.scale, contender.dtype, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.budget import FEWEST_LONG, LONG, LONGEST
+from benchmarks.budget import FEWEST_LONG, LONG, LONGEST, WHOLE_RUN
 from benchmarks.paper import Rank, prototype_numbers, transport_numbers, weight_numbers
 from benchmarks.tables import amount, table
 
@@ -17,7 +17,7 @@ METHOD = f"""## How this is measured
   median (where calls take longer than {LONG:g} s, the range of fewer pairs, {FEWEST_LONG} at least, and their number).
   Times of single rows were taken at different moments: on a shared machine compare ratios, not times.
 - **What would take long is named, not timed:** a call that is predicted, in proportion to its time at a smaller size,
-  to take more than {LONGEST:g} s.
+  to take more than {LONGEST:g} s; and large sizes that would be begun later than {WHOLE_RUN:g} s after the first case.
 - **Times** are medians with quartiles of the rounds, after a warm-up, on as many threads as the machine's line says,
   for all contenders alike, with results freed. On CUDA they are of graph replay (or eager calls, where a call waits for
   the host), between events, over inputs that rotate so that none is found in the L2 cache; where as many as are rotated

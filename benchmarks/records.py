@@ -30,6 +30,10 @@ class Records:
         for number in SIGNALS:
             signal.signal(number, signal.default_int_handler)
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Small sizes first: they say how long large ones take, and come before a run's time is spent."""
+        items.sort(key=lambda item: described(item).get("scale", 1))
+
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         for item in items:
             found = described(item)

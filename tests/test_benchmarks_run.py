@@ -99,14 +99,27 @@ def test_a_stopped_run_keeps_what_it_has_measured_and_names_the_rest(
     process.send_signal(number)
     output, _ = process.communicate()
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
-    assert "stopped: 5 rows measured and kept; 2 not measured, of never_begun, that_waits" in output
+    assert "stopped: 2 rows measured and kept; 6 not measured, of growing, never_begun, that_waits" in output
     assert "Traceback" not in output
     assert "Error" not in output
     found = json.loads((tmp_path / "ops.json").read_text())
-    assert [e["extra_info"]["scale"] for e in found["benchmarks"]] == [1, 1, 10, 10, 100]
+    assert [e["extra_info"]["scale"] for e in found["benchmarks"]] == [1, 1]
     why = {(x["case"], x.get("scale"), x.get("contender")): x["why"] for x in found["left_out"]}
     assert why["that_waits", None, None] == why["never_begun", None, None] == "the run was stopped before"
-    assert why["growing", 100, "eager torch"].startswith("not run: 2")
+    assert why["growing", 10, "eager torch"] == "the run was stopped before"
+
+
+@pytest.mark.timeout(120)
+def test_a_run_names_calls_that_would_take_long(command: list[str], tmp_path: Path) -> None:
+    subprocess.run([*command, "-k", "growing"], env=environment(), check=True, stdout=subprocess.DEVNULL)
+    found = json.loads((tmp_path / "ops.json").read_text())
+    assert [e["extra_info"]["scale"] for e in found["benchmarks"]] == [1, 1, 10, 10, 100]
+    why = {(x["case"], x.get("contender")): x["why"] for x in found["left_out"]}
+    assert why["growing", "eager torch"].startswith("not run: 2")
+    assert why["that_waits", None] == "not asked for in this run"
+    own, peer = found["benchmarks"][:2]
+    assert "ratio" not in own["extra_info"]
+    assert peer["extra_info"]["ratio"]["pairs"] >= 3
 
 
 def test_large_sizes_are_there_or_left_out_for_a_reason() -> None:
@@ -128,6 +141,13 @@ def test_predictions_grow_with_the_size() -> None:
     why = seen.too_long("loop", 100)
     assert why is not None
     assert "10 s a call predicted" in why if budget.LONGEST == 5 else why.startswith("not run")
+
+
+def test_large_sizes_are_not_begun_when_the_time_of_a_run_is_spent() -> None:
+    now = time.monotonic()
+    assert budget.spent(100, now) is None
+    assert budget.spent(1, now - budget.WHOLE_RUN - 1) is None, "the method's own size always is"
+    assert budget.spent(10, now - budget.WHOLE_RUN - 1) is not None
 
 
 class Benchmark:
