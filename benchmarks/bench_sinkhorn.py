@@ -56,7 +56,11 @@ def test_sinkhorn_of_wide_rows(scale: int) -> Work:
     return with_prior(10_000 * scale, 128)
 
 
-@bench("sinkhorn", peers=("POT sinkhorn_log", "geomloss ot.solve"), scales=(1, 10, 100))
+@bench(
+    "sinkhorn",
+    peers=("POT sinkhorn_log", "geomloss ot.solve"),
+    left_out="the float64 reference makes a hundred iterations",
+)
 def test_sinkhorn_to_convergence(scale: int) -> Work:
     """All within 2e-3 of the converged plan's largest entry, each by the fewest iterations seen to give it here."""
     n = scale * N

@@ -57,7 +57,7 @@ def contenders(case: Case) -> Iterator[Contender]:
             oracle = len(backends) == 1 or (scale == 1 and not case.slow_reference)
             shown = [b for b in backends if b != "reference" or oracle]
             for dtype in case.dtypes if device == "cuda" else case.dtypes[:1]:
-                for backward in (False, True) if case.backward else (False,):
+                for backward in (False, True) if scale in case.backward else (False,):
                     for name in (*shown, *(x for x in rivals if device in PEERS[x.removesuffix("+compile")].devices)):
                         yield Contender(name, name in rivals, device, backward, scale, dtype)
 
@@ -121,6 +121,8 @@ def measure(request: pytest.FixtureRequest, benchmark: Any, contender: Contender
         start = time.perf_counter()
         found = step()
         once = time.perf_counter() - start
+        if once > 2 * budget.LONGEST:  # large results in fresh memory take longer than in proportion
+            pytest.skip(f"not run: a call took {once:.2g} s")
         if work.part is not None and not contender.backward:
             found = work.part.of(found)
         prove(found, _exact[key], max(work.tolerance, ROUNDING[contender.dtype]))

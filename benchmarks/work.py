@@ -69,7 +69,7 @@ class Case:
     scales: tuple[int, ...]
     quick: tuple[int, ...]
     dtypes: tuple[str, ...]
-    backward: bool
+    backward: tuple[int, ...]
     slow_reference: bool
     left_out: str
 
@@ -93,7 +93,7 @@ def bench(
     scales: tuple[int, ...] = (1,),
     quick: tuple[int, ...] = (1,),
     dtypes: tuple[str, ...] = ("float32",),
-    backward: bool = False,
+    backward: bool | tuple[int, ...] = False,
     slow_reference: bool = False,
     left_out: str = "",
 ) -> Callable[[Callable[[int], Work]], Function]:
@@ -101,8 +101,11 @@ def bench(
 
     Scales beyond ``quick`` carry the mark ``slow``; dtypes after the first run on CUDA alone.
     The reference has a row where nothing faster is in place, and at the method's own size unless it is slow.
-    left_out: why ten or a hundred times the size is not among the scales, for the report.
+    backward: whether with the gradient as well, or at which scales; left_out: why ten or a hundred times the size is
+    not among the scales, for the report.
     """
+
+    with_gradient = (scales if backward else ()) if isinstance(backward, bool) else backward
 
     def wrap(build: Callable[[int], Work]) -> Function:
         def test(measure: Callable[[], None], contender: Contender) -> None:
@@ -110,7 +113,7 @@ def bench(
 
         test.__name__, test.__doc__, test.__module__ = build.__name__, build.__doc__, build.__module__
         test.case = Case(  # type: ignore[attr-defined]
-            op, build, peers, scales, quick, dtypes, backward, slow_reference, left_out
+            op, build, peers, scales, quick, dtypes, with_gradient, slow_reference, left_out
         )
         return test
 

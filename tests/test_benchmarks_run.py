@@ -42,6 +42,7 @@ def slow(p, target):
 @bench("generalized_cross_entropy", peers=("eager torch",), scales=(1, 10, 100))
 def test_growing(scale):
     x = torch.rand(scale, 3)
+    ops.generalized_cross_entropy(x, x, q=0.7)  # what a first call loads is no part of it
     return Work(
         lambda p, target: ops.generalized_cross_entropy(p, target, q=0.7), {"p": x, "target": (x > 0.5).float()}, 0, {},
         peers={"eager torch": slow},
@@ -120,6 +121,16 @@ def test_a_run_names_calls_that_would_take_long(command: list[str], tmp_path: Pa
     own, peer = found["benchmarks"][:2]
     assert "ratio" not in own["extra_info"]
     assert peer["extra_info"]["ratio"]["pairs"] >= 3
+
+
+@pytest.mark.timeout(120)
+def test_calls_that_turn_out_to_be_long_are_not_timed(command: list[str], tmp_path: Path) -> None:
+    longest = environment(CASE_BENCH_LONGEST="0.05")
+    subprocess.run([*command, "-k", "growing and x10-"], env=longest, check=True, stdout=subprocess.DEVNULL)
+    found = json.loads((tmp_path / "ops.json").read_text())
+    assert [e["extra_info"]["contender"] for e in found["benchmarks"]] == ["reference"]
+    why = {x.get("contender"): x["why"] for x in found["left_out"]}
+    assert why["eager torch"].startswith("not run: a call took 0.")
 
 
 def test_large_sizes_are_there_or_left_out_for_a_reason() -> None:
