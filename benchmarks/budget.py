@@ -28,7 +28,7 @@ def spent(scale: int, begin: float) -> str | None:
     """Why a case of this scale is not begun any more, or None. begin: of the run, by ``time.monotonic``."""
     if scale == 1 or time.monotonic() - begin <= WHOLE_RUN:
         return None
-    return f"not run: the {WHOLE_RUN:g} s in which large sizes are begun had been spent"
+    return f"the {WHOLE_RUN:g} s in which large sizes are begun had been spent"
 
 
 class Predictions:
@@ -48,4 +48,4 @@ class Predictions:
         predicted = seconds * size / before
         if predicted <= LONGEST:
             return None
-        return f"not run: {predicted:.2g} s a call predicted, more than {LONGEST:g} s"
+        return f"a call is predicted to take more than {LONGEST:g} s ({predicted:.1f} s)"

@@ -18,6 +18,7 @@ from benchmarks.limits import least_seconds
 from benchmarks.machine import RESULTS, ROOT
 from benchmarks.peers import PEERS
 from benchmarks.prose import METHOD, PAPER, on_paper
+from benchmarks.records import STOPPED, UNASKED
 from benchmarks.tables import amount, duration, percent, ratio, table
 
 Entry = dict[str, Any]
@@ -133,20 +134,20 @@ def _against(group: list[Entry] | None) -> str:
 
 
 def left_out(machine: Machine) -> str:
-    """What this run did not measure: a line for each reason."""
+    """What this run did not measure: a line for each reason, in which seconds stand behind the name."""
     reasons: dict[str, list[str]] = {}
     for found in machine.left_out:
-        words = [found["case"]]
-        if "scale" in found:
-            words[0] += f" x {found['scale']}"
+        why, _, seconds = found["why"].removesuffix(" s)").partition(" s (")
+        case = found["case"] + (f" x {found['scale']}" if "scale" in found else "")
         if "backward" in found:
-            words.append("forward + backward" if found["backward"] else "forward")
-        # A peer that is not there is one line, whatever it was to be timed in.
-        words = [found["contender"]] if "cannot be imported" in found["why"] else words
-        name = ", ".join([*words, *([found["contender"]] if "contender" in found and len(words) > 1 else [])])
-        if name not in reasons.setdefault(found["why"], []):
-            reasons[found["why"]].append(name)
-    return "".join(f"- {'; '.join(names)}: {why}\n" for why, names in reasons.items())
+            case += ", forward + backward" if found["backward"] else ", forward"
+        name = ", ".join([case, *([found["contender"]] if "contender" in found else [])])
+        if "cannot be imported" in why:
+            name = found["contender"]  # one line for a peer that is not there, whatever it was to be timed in
+        elif why in (STOPPED, UNASKED):
+            name = case
+        reasons.setdefault(why + " s" * bool(seconds), []).append(name + (f" ({seconds} s)" if seconds else ""))
+    return "".join(f"- {'; '.join(dict.fromkeys(names))}: {why}\n" for why, names in reasons.items())
 
 
 def where_peers_win(machine: Machine) -> str:
