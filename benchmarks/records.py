@@ -80,7 +80,7 @@ class Records:
             rest = [described(x) for x in items[items.index(item) :] if not x.get_closest_marker("skip")]
             for found in rest:
                 self._add(found, STOPPED)
-            cases = ", ".join(sorted({found["case"] for found in rest}))
+            cases = "; ".join(sorted({found["case"] for found in rest}))
             pytest.exit(
                 f"stopped: {self.measured} rows measured and kept; {len(rest)} not measured, of {cases}",
                 returncode=pytest.ExitCode.INTERRUPTED,

@@ -100,7 +100,7 @@ def test_a_stopped_run_keeps_what_it_has_measured_and_names_the_rest(
     process.send_signal(number)
     output, _ = process.communicate()
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
-    assert "stopped: 2 rows measured and kept; 6 not measured, of growing, never_begun, that_waits" in output
+    assert "stopped: 2 rows measured and kept; 6 not measured, of growing; never_begun; that_waits" in output
     assert "Traceback" not in output
     assert "Error" not in output
     found = json.loads((tmp_path / "ops.json").read_text())
