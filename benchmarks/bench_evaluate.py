@@ -98,11 +98,12 @@ def test_evaluation(benchmark: Any, steps: int) -> None:
     data = thumos_sized(30)
     split = ResidentSplit.from_loaded(data.test, torch.device("cpu"))
     learner = trained(data, settings, steps)
-    benchmark.group = "evaluation of 30 videos, features to mAP, cpu"
+    weights = "half trained" if steps else "random weights"
+    benchmark.group = f"evaluation of 30 videos, {weights}, features to mAP, cpu"
     localized, _ = benchmark.pedantic(evaluate, args=(learner, split, data, settings), rounds=3, warmup_rounds=1)
     rows = distinct_rows(split, settings)
     benchmark.extra_info.update(
-        op="evaluation", title=f"evaluation, {'half trained' if steps else 'random weights'}", contender="case",
+        op="evaluation", title=f"evaluation, {weights}", contender="case",
         peer=False, device="cpu", dtype="float32", backward=False, scale=1, moved=0, operations=OPERATIONS_A_ROW * rows,
         sizes={"videos": len(split.videos), "rows": rows}, threads=THREADS,
     )  # fmt: skip

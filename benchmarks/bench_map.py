@@ -1,15 +1,13 @@
 """mAP, average recall and kinds of errors at the sizes of THUMOS14 and ActivityNet, on drawn detections.
 
 The peers are in plain Python, as evaluators are usually written: they go through the detections one by one, in numpy
-or in data frames.
+or in data frames. Beyond THUMOS14's size one class is proven against them.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, timing
+from benchmarks.budget import Predictions, rounds
 from benchmarks.machine import THREADS
 from case import _native
 from case.data import load_detections
@@ -36,7 +35,16 @@ class Size:
 
 THUMOS = Size(210, 20, 3_311, 31_587, tuple(round(0.1 * i, 1) for i in range(1, 8)))
 ACTIVITYNET = Size(4_728, 200, 7_300, 500_000, tuple(round(0.5 + 0.05 * i, 2) for i in range(10)))
-SIZES = {"thumos14": THUMOS, "activitynet": ACTIVITYNET}
+DATASETS = {"thumos14": THUMOS, "activitynet": ACTIVITYNET}
+
+
+def times(size: Size, scale: int) -> Size:
+    return replace(
+        size, videos=scale * size.videos, instances=scale * size.instances, detections=scale * size.detections
+    )
+
+
+SIZES = DATASETS | {f"thumos14 x {scale}": times(THUMOS, scale) for scale in (10, 100)}
 
 
 def draw(size: Size) -> tuple[Instances, Instances]:
@@ -130,56 +138,72 @@ def pandas_loop(truth: Instances, found: Instances, tiou: tuple[float, ...]) -> 
 LOOPS = {"numpy loop": usual_loop, "pandas loop": pandas_loop}
 
 
-def timed(benchmark: Any, group: str, step: Callable[[], Any], size: Size, rounds: int) -> None:
+def of_class(found: Instances, label: int) -> Instances:
+    here = found.label == label
+    return Instances(found.video[here], found.label[here], found.segment[here], found.score[here])
+
+
+def described(
+    benchmark: Any, group: str, op: str, contender: str, size: Size, scale: int = 1, peer: bool = False
+) -> None:
     benchmark.group = group
-    benchmark.extra_info.update(detections=size.detections, instances=size.instances, thresholds=len(size.tiou))
-    benchmark.pedantic(step, rounds=rounds, warmup_rounds=min(1, rounds - 1))
+    benchmark.extra_info.update(
+        op=op, title=group, contender=contender, peer=peer, device="cpu", dtype="float64", backward=False, scale=scale,
+        moved=0, operations=0, threads=THREADS,
+        sizes={"detections": size.detections, "instances": size.instances, "thresholds": len(size.tiou)},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("contender", ["native", "numpy", *LOOPS])
-@pytest.mark.parametrize("name", SIZES)
-def test_mean_ap(benchmark: Any, monkeypatch: pytest.MonkeyPatch, name: str, contender: str) -> None:
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if " x " in x else ()) for x in SIZES])
+def test_mean_ap(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, predictions: Predictions, name: str, contender: str
+) -> None:
     size = SIZES[name]
     if contender == "native" and _native.load() is None:
         pytest.skip(f"no native module: {_native.reason()}")
-    if contender != "native" and name == "activitynet" and os.environ.get("CASE_BENCH_SLOW") != "1":
-        pytest.skip("takes a minute; CASE_BENCH_SLOW=1 times it")
     if contender in LOOPS and (missing := peers.missing(contender, "cpu")):
         pytest.skip(missing)
+    if why := predictions.too_long(("mean_ap", contender), size.detections):
+        pytest.skip(why)
     truth, found = draw(size)
     names = [str(c) for c in range(size.classes)]
     ours = lambda: mean_ap(truth, found, names, size.tiou)  # noqa: E731
-    expected = ours().ap
-    benchmark.extra_info.update(
-        op="mean_ap", title=f"mAP, {name}", contender=contender, peer=contender in LOOPS, device="cpu",
-        dtype="float64", backward=False, scale=1, moved=0, operations=0, threads=THREADS,
-        sizes={"detections": size.detections, "instances": size.instances, "thresholds": len(size.tiou)},
-    )  # fmt: skip
-    if contender in LOOPS:
-        loop = LOOPS[contender]
-        np.testing.assert_allclose(loop(truth, found, size.tiou), expected, atol=1e-12)
-        benchmark.group = f"mAP, {name}"
-        timing.paired(benchmark, lambda: loop(truth, found, size.tiou), ours, 6, "cpu")
-        return
+    loop = LOOPS.get(contender, usual_loop)
     if contender == "numpy":
         monkeypatch.setattr(_native, "load", lambda: None)
-        np.testing.assert_allclose(ours().ap, expected, atol=1e-12)
-    timed(benchmark, f"mAP, {name}", ours, size, 30 if contender == "native" else 3)
+    if name == "thumos14":
+        expected, exact = ours().ap, loop(truth, found, size.tiou)
+    else:  # a class does not depend on the others
+        one = truth.label[0]
+        expected = ours().ap[:, [one]]
+        exact = loop(of_class(truth, one), of_class(found, one), size.tiou)
+    np.testing.assert_allclose(exact, expected, atol=1e-12)
+    step = (lambda: loop(truth, found, size.tiou)) if contender in LOOPS else ours
+    scale = int(name.partition(" x ")[2] or 1)
+    described(benchmark, f"mAP, {name}", "mean_ap", contender, size, scale, contender in LOOPS)
+    benchmark.extra_info["proven"] = "all" if name == "thumos14" else "a part"
+    once = timing.seconds(step)
+    timing.timed(benchmark, step, ours if contender in LOOPS else None, rounds(once))
+    if benchmark.stats is not None:
+        predictions.saw(("mean_ap", contender), size.detections, benchmark.stats.stats.median)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", DATASETS)
 def test_average_recall(benchmark: Any, name: str) -> None:
-    truth, found = draw(SIZES[name])
-    timed(benchmark, f"AR@AN, {name}", lambda: average_recall(truth, found), SIZES[name], 5)
+    truth, found = draw(DATASETS[name])
+    described(benchmark, f"AR@AN, {name}", "average_recall", "case", DATASETS[name])
+    benchmark.pedantic(lambda: average_recall(truth, found), rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("top", [10.0, None])
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", DATASETS)
 def test_diagnose(benchmark: Any, name: str, top: float | None) -> None:
-    truth, found = draw(SIZES[name])
-    names = [str(c) for c in range(SIZES[name].classes)]
+    truth, found = draw(DATASETS[name])
+    names = [str(c) for c in range(DATASETS[name].classes)]
     group = f"kinds of errors, {name}, {'all' if top is None else '10 G'}"
-    timed(benchmark, group, lambda: diagnose(truth, found, names, top=top), SIZES[name], 5)
+    described(benchmark, group, "diagnose", "case", DATASETS[name])
+    benchmark.pedantic(lambda: diagnose(truth, found, names, top=top), rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("contender", ["native", "json and checks", "json alone"])
@@ -198,4 +222,5 @@ def test_load_detections(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_pa
         monkeypatch.setattr(_native, "load", lambda: None)
         assert load_detections(path) == results
     step = (lambda: json.loads(path.read_text())) if contender == "json alone" else lambda: load_detections(path)
-    timed(benchmark, "reading a detections file, thumos14", step, THUMOS, 10)
+    described(benchmark, "reading a detections file, thumos14", "load_detections", contender, THUMOS)
+    benchmark.pedantic(step, rounds=10, warmup_rounds=1)

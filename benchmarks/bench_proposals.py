@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from benchmarks.work import Work, bench
+from benchmarks.work import Part, Work, bench
 from case import ops
 
 VIDEOS, T, C, UPSAMPLE, SECONDS = 4, 750, 20, 24, 0.64
@@ -41,7 +41,7 @@ def numpy_loop(cas: Tensor, video_scores: Tensor) -> tuple[Tensor, ...]:
     return columns[:, :2], columns[:, 2], *(column.long() for column in columns[:, 3:].T)
 
 
-@bench("propose", peers=("numpy loop",), scales=(1, 10), dtypes=("float64",))
+@bench("propose", peers=("numpy loop",), scales=(1, 10, 100), dtypes=("float64",))
 def test_propose(scale: int) -> Work:
     videos = scale * VIDEOS
     torch.manual_seed(0)
@@ -55,11 +55,21 @@ def test_propose(scale: int) -> Work:
             seconds_per_row=SECONDS,
         )  # fmt: skip
 
+    inputs = {"cas": cas, "video_scores": torch.rand(videos, C, dtype=torch.float64)}
+    chosen = torch.randperm(videos)[:VIDEOS].sort().values
+
+    def of(found: list[Tensor]) -> list[Tensor]:
+        *rest, video, number = found
+        here = chosen.to(video.device)
+        kept = torch.isin(video, here)
+        return [*(x[kept] for x in rest), torch.searchsorted(here, video[kept]), number[kept]]
+
     return Work(
         run,
-        {"cas": cas, "video_scores": torch.rand(videos, C, dtype=torch.float64)},
+        inputs,
         moved=8 * videos * T * C,
         sizes={"videos": videos, "t": T, "classes": C, "upsample": UPSAMPLE},
         peers={"numpy loop": numpy_loop},
         tolerance=1e-11,
+        part=Part({name: x[chosen] for name, x in inputs.items()}, of) if scale > 1 else None,
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks import timing
 from benchmarks.machine import THREADS
+from benchmarks.records import NO_GPU
 from benchmarks.usual_step import UsualStep, numpy_samples
 from case.config import Settings, make_settings
 from case.data import LoadedSplit
@@ -37,7 +38,7 @@ WIDTHS, VIDEOS, POOL = (1024, 1024), 16, 64
 WARM = {"cpu": 1, "cuda": 60}
 DEVICES = [
     "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+    pytest.param("cuda", marks=() if torch.cuda.is_available() else pytest.mark.skip(reason=NO_GPU)),
 ]
 
 
@@ -149,7 +150,7 @@ def test_usual_step_computes_the_same() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_training_step(benchmark: Any, device: str, contender: str) -> None:
     if contender == TF32 and device == "cpu":
-        pytest.skip("TF32 is a GPU's")
+        pytest.skip(NO_GPU)
     split = ResidentSplit.from_loaded(data(), torch.device(device))
     found = size(split)
     benchmark.group = f"training step, {VIDEOS} videos, {device}"
@@ -162,11 +163,10 @@ def test_training_step(benchmark: Any, device: str, contender: str) -> None:
     set_products("tf32" if contender == TF32 else "fp32", torch.device(device))
     for _ in range(WARM[device]):
         ours()
+    step = _waiting(PEERS[contender](split, device), device) if contender in PEERS else _waiting(ours, device)
+    step()
     rounds = 6 if device == "cpu" else 50
-    if contender in PEERS:
-        timing.paired(benchmark, _waiting(PEERS[contender](split, device), device), ours, rounds, device)
-    else:
-        benchmark.pedantic(_waiting(ours, device), rounds=rounds, warmup_rounds=1)
+    timing.timed(benchmark, step, ours if contender in PEERS else None, rounds, device)
 
 
 def _waiting(step: Callable[[], Tensor], device: str) -> Callable[[], None]:

@@ -49,8 +49,9 @@ class Side:
             environment["CASE_NATIVE"] = str(native)
         command = [sys.executable, "-c", START, str(ROOT), str(tree)]
         self.process = subprocess.Popen(
-            command, env=environment, cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            command, env=environment, cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            process_group=0,  # SIGINT is for the parent: a side ends when its requests do
+        )  # fmt: skip
 
     def ask(self, *words: object) -> str:
         stdin, stdout = self.process.stdin, self.process.stdout
@@ -195,6 +196,10 @@ def main(argv: list[str]) -> int:
     names = [name for name in all_cases() if re.search(given.cases, name)]
     if not names:
         parser.error(f"no case matches {given.cases!r}; there are: {', '.join(all_cases())}")
+    for commit in filter(None, (given.base, given.head)):
+        asked = ["git", "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"]
+        if subprocess.run(asked, cwd=ROOT, capture_output=True).returncode:
+            parser.error(f"{commit!r} is no commit here")
     slower = 0
     with ExitStack() as stack:
         sides = []
@@ -218,4 +223,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("compare: stopped; the cases above are complete", file=sys.stderr)
+        sys.exit(130)

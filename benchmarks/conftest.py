@@ -1,9 +1,10 @@
 """How an op is timed: proven right first, then interleaved with its peers, forward and with backward.
 
 Each function made by ``benchmarks.work.bench`` becomes a row for every implementation of its op, every peer, device,
-size and dtype, in groups that read as comparisons. A peer is timed in pairs: the op as ``case.ops`` runs it, then the
-peer, round after round, so that ratios do not depend on what else the machine does. A peer that is not installed is
-skipped by name. ``CASE_BENCH_COMPILE=1`` adds peers of plain torch under ``torch.compile``.
+size and dtype, in groups that read as comparisons. A peer is timed in pairs: the op as ``case.ops`` runs it and the
+peer, round after round, so that ratios do not depend on what else the machine does. What is not timed (a peer that is
+not installed, a call that is predicted to be long, a run that was stopped) is named with its reason in the JSON file.
+``CASE_BENCH_COMPILE=1`` adds peers of plain torch under ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import peers, timing
-from benchmarks.machine import THREADS, machine
+from benchmarks import budget, peers, timing
+from benchmarks.machine import THREADS
+from benchmarks.peers import PEERS
+from benchmarks.records import NO_GPU, Records
 from benchmarks.work import Case, Contender, Function, Work, expected, placed, prove, results
 from case import ops
 from case.ops import _backend
 
-SECONDS_PER_CASE = float(os.environ.get("CASE_BENCH_SECONDS", "0.6"))
-# The range of six pairs holds the median ratio with 97 %; fewer are reported as what they are.
-FEWEST, LONG = 6, 0.5
 ROUNDING = {"float32": 0.0, "float64": 0.0, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+# One at a time: a hundred times the method's size is large, and its inputs take longer to draw than to work on.
+_work: dict[tuple[str, int], Work] = {}
 _exact: dict[tuple[str, bool, int, str, str], list[Tensor]] = {}
+_predictions = budget.Predictions()
+_begin = time.monotonic()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Records())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,15 +57,15 @@ def contenders(case: Case) -> Iterator[Contender]:
             oracle = len(backends) == 1 or (scale == 1 and not case.slow_reference)
             shown = [b for b in backends if b != "reference" or oracle]
             for dtype in case.dtypes if device == "cuda" else case.dtypes[:1]:
-                for backward in (False, True) if case.backward else (False,):
-                    for name in (*shown, *rivals):
+                for backward in (False, True) if scale in case.backward else (False,):
+                    for name in (*shown, *(x for x in rivals if device in PEERS[x.removesuffix("+compile")].devices)):
                         yield Contender(name, name in rivals, device, backward, scale, dtype)
 
 
 def _parameter(contender: Contender, case: Case) -> Any:
     marks = []
     if contender.device == "cuda" and not torch.cuda.is_available():
-        marks.append(pytest.mark.skip(reason="no CUDA device"))
+        marks.append(pytest.mark.skip(reason=NO_GPU))
     elif contender.is_peer and (missing := peers.missing(contender.name, contender.device)):
         marks.append(pytest.mark.skip(reason=missing))
     if contender.is_peer:
@@ -77,22 +85,25 @@ def fixed_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """The repository's own header in place of the plug-in's, which names the host."""
-    machine_info.clear()
-    machine_info.update(machine())
+@pytest.fixture
+def predictions() -> budget.Predictions:
+    return _predictions
 
 
 @pytest.fixture
-def measure(request: pytest.FixtureRequest, benchmark: Any, contender: Contender) -> Callable[[Work], None]:
-    """Proves and times the contender on a piece of work."""
+def measure(request: pytest.FixtureRequest, benchmark: Any, contender: Contender) -> Callable[[], None]:
+    """Builds the case at the contender's size, proves the contender right and times it."""
 
-    def run(work: Work) -> None:
+    def run() -> None:
         case: Case = request.function.case
-        device, dtype = contender.device, getattr(torch, contender.dtype)
-        key = (request.node.originalname, contender.backward, contender.scale, contender.dtype, device)
+        name, device, dtype = request.node.originalname, contender.device, getattr(torch, contender.dtype)
+        called = (name, contender.name, device, contender.dtype, contender.backward)
+        if why := budget.spent(contender.scale, _begin) or _predictions.too_long(called, contender.scale):
+            pytest.skip(why)
+        work = _built(name, case, contender.scale)
+        key = (name, contender.backward, contender.scale, contender.dtype, device)
         if key not in _exact:
-            _exact.clear()  # one at a time: a hundred times the method's size is large
+            _exact.clear()
             # Where the reference asks for a value at every step, a CPU is the faster.
             _exact[key] = _expected(work, contender.backward, dtype, "cpu" if case.slow_reference else device)
         inputs = placed(work.inputs, device, work.leaves, None if dtype == torch.float32 else dtype)
@@ -106,36 +117,50 @@ def measure(request: pytest.FixtureRequest, benchmark: Any, contender: Contender
 
             return step
 
-        function = _function(work, contender)
-        step = step_of(function, "auto" if contender.is_peer else contender.name)
+        step = step_of(_function(work, contender), "auto" if contender.is_peer else contender.name)
         start = time.perf_counter()
         found = step()
         once = time.perf_counter() - start
+        if once > 2 * budget.LONGEST:  # large results in fresh memory take longer than in proportion
+            pytest.skip(f"a call took more than {2 * budget.LONGEST:g} s ({once:.1f} s)")
+        if work.part is not None and not contender.backward:
+            found = work.part.of(found)
         prove(found, _exact[key], max(work.tolerance, ROUNDING[contender.dtype]))
-        if once < SECONDS_PER_CASE:
+        del found
+        if once < budget.SECONDS_PER_CASE:
             once = timing.seconds(step)  # the first call also loads, allocates and compiles
-        rounds = max(FEWEST if once < LONG else 3, min(100, int(SECONDS_PER_CASE / max(once, 1e-5))))
         direction = "forward + backward" if contender.backward else "forward"
         sizes = " x ".join(str(n) for n in work.sizes.values())
-        benchmark.group = f"{request.node.originalname[5:]} {sizes}, {direction}, {contender.dtype}, {device}"
+        benchmark.group = f"{name[5:]} {sizes}, {direction}, {contender.dtype}, {device}"
         moved, operations = work.least(contender.backward)
         benchmark.extra_info.update(
-            op=case.op, title=request.node.originalname[5:], contender=contender.name, peer=contender.is_peer,
-            device=device, dtype=contender.dtype, backward=contender.backward, scale=contender.scale,
-            sizes=work.sizes, moved=moved, operations=operations, threads=THREADS,
+            op=case.op, title=name[5:], contender=contender.name, peer=contender.is_peer, device=device,
+            dtype=contender.dtype, backward=contender.backward, scale=contender.scale, sizes=work.sizes, moved=moved,
+            operations=operations, threads=THREADS, proven="a part" if work.part and not contender.backward else "all",
         )  # fmt: skip
-        if contender.is_peer:
-            timing.paired(benchmark, step, step_of(work.run, "auto"), rounds, device)
-        else:
-            benchmark.pedantic(step, rounds=rounds, warmup_rounds=1)
+        timing.timed(
+            benchmark, step, step_of(work.run, "auto") if contender.is_peer else None, budget.rounds(once), device
+        )
+        if benchmark.stats is not None:
+            _predictions.saw(called, contender.scale, benchmark.stats.stats.median)
         if device == "cuda":
             sets = [placed(inputs, device, work.leaves) for _ in range(timing.rotation(inputs))]
             with ops.backend("auto" if contender.is_peer else contender.name):
                 benchmark.extra_info["device_time"] = timing.device_time(
-                    lambda x: results(function, x, work.leaves, contender.backward), sets, SECONDS_PER_CASE
+                    lambda x: results(_function(work, contender), x, work.leaves, contender.backward),
+                    sets,
+                    budget.SECONDS_PER_CASE,
                 )
 
     return run
+
+
+def _built(name: str, case: Case, scale: int) -> Work:
+    if (name, scale) not in _work:
+        _work.clear()
+        _exact.clear()
+        _work[name, scale] = case.build(scale)
+    return _work[name, scale]
 
 
 def _expected(work: Work, backward: bool, dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -151,12 +176,3 @@ def _function(work: Work, contender: Contender) -> Function:
         return work.run
     peer = work.peers[contender.name.removesuffix("+compile")]
     return torch.compile(peer) if contender.name.endswith("+compile") else peer
-
-
-def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
-    """What a reader needs: every round's time to four digits, and nothing about who ran it where."""
-    output_json["commit_info"] = {}  # the machine's header has it
-    for entry in output_json["benchmarks"]:
-        for name in ("options", "params", "param", "fullname"):
-            entry.pop(name, None)
-        entry["stats"]["data"] = [float(f"{x:.4g}") for x in entry["stats"].get("data", [])]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,19 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 SCALE, ITERATIONS = 2.0, 3  # of the method's Sinkhorn
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A row of the table of peers. module: what has to be importable; devices: where it runs; cannot: what case can."""
+    """A row of the table of peers.
+
+    module: what has to be importable; devices: where it runs; cannot: what case can; extra: the extra of case-wtal that
+    installs it; needs: what beyond that.
+    """
 
     module: str | None
     devices: tuple[str, ...]
     work: str
     cannot: str
+    extra: str = ""
+    needs: str = ""
 
 
 PEERS = {
@@ -46,40 +53,47 @@ PEERS = {
         None, ("cpu", "cuda"), "prototypes as W^T E (on CUDA by cuBLAS, which splits the long sum as it sees fit)",
         "a plan held as potentials, normalisation in the same pass",
     ),
+    "torch.index_add": Peer(
+        None, ("cpu", "cuda"), "prototypes of hard assignments, each row added to its cluster's", "soft assignments",
+    ),
     "torch.topk": Peer(None, ("cpu", "cuda"), "top-k pooling", "nothing of it"),
     "numpy loop": Peer(None, ("cpu",), "NMS, proposals and mAP as WTAL code writes them", "GPU, batches of videos"),
     "pandas loop": Peer(
         "pandas", ("cpu",), "mAP as evaluators with data frames write it",
-        "other rules of evaluators, AR@AN, kinds of errors",
+        "other rules of evaluators, AR@AN, kinds of errors", extra="peers",
     ),
     "POT sinkhorn_log": Peer(
         "ot", ("cpu", "cuda"), "`ot.bregman.sinkhorn_log`, 3 iterations",
         "a prior (folded into the cost here), masks, batches, a split over processes, a plan as potentials alone",
+        extra="peers",
     ),
     "POT ot.batch": Peer(
         "ot", ("cpu", "cuda"), "`ot.batch.solve_batch` on the transposed cost, so that rows come last, 3 iterations",
-        "a prior (folded into the cost here), ragged problems, masks, a split over processes",
+        "a prior (folded into the cost here), ragged problems, masks, a split over processes", extra="peers",
     ),
     "geomloss ot.solve": Peer(
         "geomloss", ("cpu", "cuda"), "entropic transport to convergence (it anneals, symmetrically)",
-        "a given number of iterations, a prior (folded into the cost), masks, a split over processes",
+        "a given number of iterations, a prior (folded into the cost), masks, a split over processes", extra="peers",
     ),
     "flash-sinkhorn": Peer(
         "flash_sinkhorn", ("cuda",),
         "`SamplesLoss(backend=\"alternating\")` on unit vectors, whose cost is the cosine's up to a constant",
-        "a matrix of logits, a prior, masks, gradients through three iterations, a CPU",
+        "a matrix of logits, a prior, masks, gradients through three iterations, a CPU", extra="peers-cuda",
     ),
     "flash-kmeans": Peer(
-        "flash_kmeans", ("cuda",), "prototypes of hard assignments, `triton_centroid_update_sorted_euclid`",
-        "soft assignments, gradients, a CPU",
+        "flash_kmeans.centroid_update_triton", ("cuda",),  # without tqdm the package imports, but has nothing in it
+        "prototypes of hard assignments, `triton_centroid_update_sorted_euclid`",
+        "soft assignments, gradients, a CPU", extra="peers-cuda",
     ),
     "torchvision nms": Peer(
         "torchvision", ("cpu", "cuda"), "`torchvision.ops.batched_nms` on boxes of height 1",
         "decayed scores, soft NMS, an offset of lengths, a fixed size of the result",
+        extra="peers-nms", needs="a build for the torch beside it: one for CUDA does not load where torch is for CPUs",
     ),
     "actionformer nms": Peer(
         "nms_1d_cpu", ("cpu",), "hard NMS class by class in C++, float32",
         "decay once, float64, groups in one call, GPU",
+        extra="peers-nms", needs="a C++ compiler, and --no-build-isolation to be built against the torch beside it",
     ),
 }  # fmt: skip
 # Peers that a compiler sees into.
@@ -91,7 +105,7 @@ def missing(name: str, device: str) -> str | None:
     """Why a peer cannot run here, in a line, or None."""
     peer = PEERS[name.removesuffix("+compile")]
     if device not in peer.devices:
-        return f"{name} does not run on {device}"
+        return f"does not run on {device}"
     if peer.module is None:
         return None
     try:
@@ -99,7 +113,8 @@ def missing(name: str, device: str) -> str | None:
             warnings.simplefilter("ignore")  # a package's warnings are its own affair
             importlib.import_module(peer.module)
     except (ImportError, RuntimeError, OSError) as error:  # torchvision raises what its library does
-        return f"{name}: {peer.module} cannot be imported ({error})"
+        found = f"{peer.module} cannot be imported ({error})"
+        return f"{found}; it needs {peer.needs}" if peer.needs else found
     return None
 
 
@@ -119,6 +134,25 @@ def eager_sinkhorn(logits: Tensor, prior: Tensor | None = None) -> Tensor:
         q = q / q.sum(dim=1, keepdim=True)
         q = q / n
     return q * n
+
+
+def streamed_sinkhorn(logits: Tensor, prior: Tensor | None = None, rows: int = 8192) -> Tensor:
+    """In float64, the oracle of large sizes: a stretch of rows at a time, the scaling of columns kept between them."""
+    columns = logits.new_ones(logits.shape[1], dtype=torch.float64)
+
+    def stretches() -> Iterator[Tensor]:
+        for i in range(0, len(logits), rows):
+            kernel = (SCALE * logits[i : i + rows].double()).exp_()
+            yield kernel if prior is None else kernel.mul_(prior[i : i + rows])
+
+    for step in range(ITERATIONS):
+        # Rows are scaled to sum to 1, but not before the first step.
+        totals = [x.sum(0) if step == 0 else (x @ columns).reciprocal_() @ x for x in stretches()]
+        columns = torch.stack(totals).sum(0).reciprocal_()
+    found = torch.empty(logits.shape, dtype=torch.float64, device=logits.device)
+    for part, x in zip(found.split(rows), stretches(), strict=True):
+        torch.div(x.mul_(columns), x.sum(1, keepdim=True), out=part)
+    return found
 
 
 def eager_rank_prior(scores: Tensor, centers: Tensor) -> Tensor:
@@ -191,20 +225,23 @@ def matmul_prototypes(embeddings: Tensor, weights: Tensor) -> Tensor:
     return normalize(weights.mT @ embeddings, dim=-1)
 
 
-def flash_kmeans_prototypes(embeddings: Tensor, weights: Tensor) -> Tensor:
-    """Hard assignments only: each row of weights holds a single 1."""
-    from flash_kmeans import triton_centroid_update_sorted_euclid
+def flash_kmeans_prototypes(embeddings: Tensor, cluster: Tensor, clusters: int) -> Tensor:
+    """Hard assignments only. Sorts them, and gives means, which point where sums do."""
+    from flash_kmeans.centroid_update_triton import triton_centroid_update_sorted_euclid
 
-    old = embeddings.new_zeros(embeddings.shape[0], weights.shape[-1], embeddings.shape[-1])
-    return normalize(triton_centroid_update_sorted_euclid(embeddings, weights.argmax(-1), old), dim=-1)
+    old = embeddings.new_zeros(embeddings.shape[0], clusters, embeddings.shape[-1])
+    return normalize(triton_centroid_update_sorted_euclid(embeddings, cluster, old), dim=-1)
+
+
+def index_add_prototypes(embeddings: Tensor, cluster: Tensor, clusters: int) -> Tensor:
+    m, _, h = embeddings.shape
+    at = cluster + clusters * torch.arange(m, device=cluster.device)[:, None]
+    sums = embeddings.new_zeros(m * clusters, h).index_add_(0, at.flatten(), embeddings.flatten(0, 1))
+    return normalize(sums.view(m, clusters, h), dim=-1)
 
 
 def eager_cosine(x: Tensor, y: Tensor) -> Tensor:
     return 10.0 * normalize(x, dim=-1) @ normalize(y, dim=-1).mT
-
-
-def hard_weights(batch: int, n: int, k: int) -> Tensor:
-    return one_hot(torch.randint(0, k, (batch, n)), k).float()
 
 
 # -- NMS -----------------------------------------------------------------------------------------------------------
@@ -237,11 +274,15 @@ def numpy_nms(segments: Tensor, scores: Tensor, groups: Tensor, threshold: float
     return torch.tensor(np.array(keep, np.int64)), torch.tensor(np.array(found))
 
 
-def torchvision_nms(segments: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+def boxes(segments: Tensor) -> Tensor:
+    """Of height 1, whose IoU is that of the segments."""
+    zero = torch.zeros_like(segments[:, 0])
+    return torch.stack([segments[:, 0], zero, segments[:, 1], zero + 1], dim=1)
+
+
+def torchvision_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     from torchvision.ops import batched_nms
 
-    zero = torch.zeros_like(scores)
-    boxes = torch.stack([segments[:, 0], zero, segments[:, 1], zero + 1], dim=1)
     return batched_nms(boxes, scores, groups, threshold)
 
 

@@ -9,41 +9,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pictures
+from benchmarks import pictures, tables
 from benchmarks.limits import least_seconds
 from benchmarks.machine import RESULTS, ROOT
-from benchmarks.paper import Rank, prototype_numbers, transport_numbers, weight_numbers
 from benchmarks.peers import PEERS
+from benchmarks.prose import METHOD, PAPER, on_paper
+from benchmarks.records import STOPPED, UNASKED
+from benchmarks.tables import amount, duration, percent, ratio, table
 
 Entry = dict[str, Any]
 # Of pytest-benchmark; a GPU machine splits them by what matters most.
 FILES = ("large", "ops")
 # What `auto` takes first, by device.
 ORDER = {"cpu": ("case", "native", "numpy", "reference"), "cuda": ("case", "triton", "native", "reference")}
-METHOD = """## How this is measured
-
-- **Right first.** Each contender's result is compared with the float64 reference before it is timed; training steps and
-  mAP likewise. What is wrong is not timed.
-- **Ratios are of pairs.** The op as `case.ops` runs it and the peer, one right after the other, round after round;
-  the ratio is the median of the pairs' ratios, its interval the 95 % bootstrap interval of that median
-  (where calls are long, the range of fewer pairs, and their number). Times of
-  single rows were taken at different moments: on a shared machine compare ratios, not times.
-- **Times** are medians with quartiles of the rounds, after a warm-up, on as many threads as the machine's line says,
-  for all contenders alike. On CUDA they are of graph replay (or eager calls, where a call waits for the host), between
-  events, over inputs that rotate so that none is found in the L2 cache; where as many as are rotated fit into it
-  together, the row says so. Launching is a part of eager times and not of replays.
-- **The limit** is the larger of two times: the bytes that have to be read and written once, at the rate of a copy of
-  that size on this machine, and the operations of the matrix products at the rate of a float32 product; both rates
-  are the best seen. With backward: also the gradients written, and three times the products. Exponentials and
-  sorting are not counted, so 100 % is out of reach for what consists of them.
-- **Peers** get their own best settings: no convergence checks where they can be left out, no warnings, costs laid out
-  so that they need no transposition. A cost that has to be built from logits and prior is part of their time.
-- Again: `make bench` (some minutes, quick sizes, results in `build/bench`), `make bench-results` (all of this page).
-"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +37,7 @@ class Machine:
     entries: list[Entry]
     limits: dict[str, Any] | None
     scaling: dict[str, Any] | None
+    left_out: list[dict[str, Any]] = field(default_factory=list)  # empty in files from before it was written
 
     @classmethod
     def read(cls, folder: Path) -> Machine:
@@ -66,6 +49,7 @@ class Machine:
             entries,
             _optional(folder / "limits.json"),
             _optional(folder / "scaling.json"),
+            [x for found in files for x in found.get("left_out", [])],
         )
 
     def groups(self) -> dict[str, list[Entry]]:
@@ -112,59 +96,58 @@ def rivals(group: Iterable[Entry]) -> list[Entry]:
     return sorted(found, key=lambda e: e["extra_info"]["ratio"]["ratio"])
 
 
-def duration(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.2g} µs"
-
-
-def amount(size: float) -> str:
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} B"
-
-
-def ratio(found: dict[str, float]) -> str:
-    few = f", {found['pairs']} pairs" if found["pairs"] < 6 else ""
-    return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}{few})"
-
-
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f} %"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [" | ".join(head), "|".join("---" for _ in head), *(" | ".join(row) for row in rows)]
-    return "".join(f"| {line} |\n" if i != 1 else f"|{line}|\n" for i, line in enumerate(lines))
+def verdict(machine: Machine) -> str:
+    """In a sentence: how often the op is faster than the fastest of what there is for the same work."""
+    best = [found[0] for group in machine.groups().values() if own(group) and (found := rivals(group))]
+    ratios = [e["extra_info"]["ratio"] for e in best]
+    faster, slower = sum(r["low"] > 1 for r in ratios), sum(r["high"] < 1 for r in ratios)
+    return (
+        f"Beside the fastest peer of each of {len(ratios)} cases, of all sizes, ops are faster in {faster}, slower in "
+        f"{slower} (named below), and in {len(ratios) - faster - slower} the interval holds 1.\n"
+    )
 
 
 def at_a_glance(machine: Machine) -> str:
-    """The method's own sizes: the time, the best peer and the limit."""
+    """A line an op: the time at the method's own size, how near the limit, and the fastest peer at each size."""
+    lines: dict[tuple[str, ...], dict[int, list[Entry]]] = {}
+    for group in machine.groups().values():
+        info = group[0]["extra_info"]
+        names = (info["title"].partition(" x ")[0], *(str(info[name]) for name in ("backward", "dtype", "device")))
+        lines.setdefault(names, {})[info["scale"]] = group
     rows = []
-    for name, group in machine.groups().items():
-        mine, peers = own(group), rivals(group)
-        if mine is None or not peers or peers[0]["extra_info"]["scale"] != 1:
+    for sizes in lines.values():
+        first = sizes[min(sizes)]
+        mine = own(first)
+        if mine is None:
             continue
-        info = peers[0]["extra_info"]
-        rows.append(
-            (
-                name,
-                duration(spent(mine)["median"]),
-                info["contender"],
-                ratio(info["ratio"]),
-                percent(machine.share(mine)),
-            )
-        )
-    head = (
-        "op, at the method's own size",
-        "time",
-        "fastest peer",
-        "its time over ours (95 % interval)",
-        "of the limit",
-    )
-    return table(head, rows)
+        against = [_against(sizes.get(scale)) for scale in (1, 10, 100)]
+        rows.append((first[0]["group"], tables.spread(spent(mine)), percent(machine.share(mine)), *against))
+    peers = ("fastest peer, its time over ours", "at 10 times the size", "at 100 times")
+    return table(("op", "time (quartiles)", "of the limit", *peers), rows)
+
+
+def _against(group: list[Entry] | None) -> str:
+    if group is None or own(group) is None:
+        return ""
+    found = rivals(group)
+    return f"{found[0]['extra_info']['contender']} {ratio(found[0]['extra_info']['ratio'])}" if found else "none timed"
+
+
+def left_out(machine: Machine) -> str:
+    """What this run did not measure: a line for each reason, in which seconds stand behind the name."""
+    reasons: dict[str, list[str]] = {}
+    for found in machine.left_out:
+        why, _, seconds = found["why"].removesuffix(" s)").partition(" s (")
+        case = found["case"] + (f" x {found['scale']}" if "scale" in found else "")
+        if "backward" in found:
+            case += ", forward + backward" if found["backward"] else ", forward"
+        name = ", ".join([case, *([found["contender"]] if "contender" in found else [])])
+        if "cannot be imported" in why:
+            name = found["contender"]  # one line for a peer that is not there, whatever it was to be timed in
+        elif why in (STOPPED, UNASKED):
+            name = case
+        reasons.setdefault(why + " s" * bool(seconds), []).append(name + (f" ({seconds} s)" if seconds else ""))
+    return "".join(f"- {'; '.join(dict.fromkeys(names))}: {why}\n" for why, names in reasons.items())
 
 
 def where_peers_win(machine: Machine) -> str:
@@ -194,11 +177,21 @@ def all_cases(machine: Machine) -> str:
 
 def peer_table(machines: Sequence[Machine]) -> str:
     ran = {e["extra_info"]["contender"].removesuffix("+compile") for m in machines for e in m.entries}
+    devices = {"cpu"} | {"cuda" for m in machines if m.header["gpu"]}
+
+    def run(name: str) -> str:
+        if name in ran:
+            return "yes"
+        if not devices & set(PEERS[name].devices):
+            return "**not run**: no GPU yet"
+        why = {x["why"] for m in machines for x in m.left_out if x.get("contender") == name}
+        return f"**not run**: {'; '.join(sorted(why))}" if why else "**not run**"
+
     rows = [
-        (name, peer.work, peer.cannot, ", ".join(peer.devices), "yes" if name in ran else "**not run**")
+        (name, peer.work, peer.cannot, ", ".join(peer.devices), f"`{peer.extra}`" if peer.extra else "", run(name))
         for name, peer in PEERS.items()
     ]
-    return table(("peer", "what it does here", "what it cannot do", "runs on", "run"), rows)
+    return table(("peer", "what it does here", "what it cannot do", "runs on", "extra", "run"), rows)
 
 
 def header(machine: Machine) -> str:
@@ -237,38 +230,12 @@ def scaling(machine: Machine) -> str:
         peak = last.get("peak_bytes")
         rows.append((
             curve["name"], curve["over"], f"{curve['points'][0]['value']:,} to {last['value']:,}",
-            "" if power is None else f"{power:.2f}", duration(last["seconds"]["median"]),
+            "" if power is None else f"{power:.2f}", tables.spread(last["seconds"]),
             "" if peak is None else f"{amount(peak)} beside {amount(last['input_bytes'])} of inputs",
         ))  # fmt: skip
-    head = ("op", "over", "from, to", "exponent", "time at the end", "memory at the end")
+    head = ("op", "over", "from, to", "exponent", "time at the end (quartiles)", "memory at the end")
     picture = (machine.folder / "scaling.png").relative_to(machine.folder.parents[2])
     return f"{table(head, rows)}\n![time and memory over sizes]({picture.as_posix()})\n"
-
-
-def on_paper() -> str:
-    rows = []
-    for ranks in (8, 64, 512):
-        rank = Rank(ranks)
-        rows.append((
-            f"{ranks}", f"{rank.rows:,}", *(amount(size) for size in (
-                rank.features, rank.embeddings, rank.logits, rank.ranking, rank.exchanged,
-                *(rank.all_reduced(n) for n in (transport_numbers(), prototype_numbers(), weight_numbers())),
-            )),
-        ))  # fmt: skip
-    head = (
-        "ranks", "snippets a rank", "features, half", "embeddings, half", "cluster logits", "ranking", "sent: ranking",
-        "sent: Sinkhorn", "sent: prototypes", "sent: gradients",
-    )  # fmt: skip
-    return table(head, rows)
-
-
-PAPER = """Arithmetic (`benchmarks/paper.py`), not measurements: the clustering of 10^9 snippets as one set. Rows are
-split over ranks; transport needs K sums an iteration and prototypes one K x H sum, whatever the number of snippets, so
-both stay small beside the gradients of the network, and only the rank prior moves data in proportion to the snippets:
-a distributed sort of the scores. `sinkhorn(group=...)` has the split transport today (on the reference path, prior
-given as a matrix); the distributed ranking and split prototypes are not there.
-
-"""
 
 
 def document(machines: Sequence[Machine]) -> str:
@@ -281,10 +248,13 @@ def document(machines: Sequence[Machine]) -> str:
     for m in machines:
         parts += [
             f"## {m.header['name']}\n",
-            header(m),
+            verdict(m),
             at_a_glance(m),
             "### Where a peer is better\n",
             where_peers_win(m),
+            *(["### Not measured\n", left_out(m)] if m.left_out else []),
+            "### The machine\n",
+            header(m),
         ]
     parts += ["## Peers, and what they cannot do\n", peer_table(machines), METHOD]
     for m in machines:
@@ -316,9 +286,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for machine in machines:
             print(
                 machine.header["name"],
+                verdict(machine),
                 at_a_glance(machine),
                 "Where a peer is better:",
                 where_peers_win(machine),
+                "Not measured:",
+                left_out(machine),
                 sep="\n",
             )
     print(f"wrote {given.out}")

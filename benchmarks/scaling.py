@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,19 +158,27 @@ def main() -> None:
     out = given.out or RESULTS / folder_name(header)
     out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if header["gpu"] else "cpu"
-    curves = []
+    found: dict[str, Any] = {"machine": header, "curves": []}
     for curve in CURVES:
-        curves.append(measure(curve, device, given.seconds))
-        last, power = curves[-1]["points"][-1], curves[-1]["exponent"]
+        found["curves"].append(measure(curve, device, given.seconds))
+        _write(found, out)  # one after the other: a run that is stopped keeps them
+        last, power = found["curves"][-1]["points"][-1], found["curves"][-1]["exponent"]
         shown = f"{power:.2f}" if power is not None else "too few points"
         print(
             f"{curve.name}, {curve.over} {last['value']}: {last['seconds']['median']:.4g} s, exponent {shown}",
             flush=True,
         )
     if device == "cpu":
-        curves.append(threads(torch.get_num_threads()))
-    (out / "scaling.json").write_text(json.dumps({"machine": header, "curves": curves}, indent=1) + "\n")
+        found["curves"].append(threads(torch.get_num_threads()))
+        _write(found, out)
+
+
+def _write(found: dict[str, Any], out: Path) -> None:
+    (out / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("scaling: stopped; curves printed above are kept")

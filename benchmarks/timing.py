@@ -57,19 +57,42 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def paired(benchmark: Any, step: Callable[[], Any], partner: Callable[[], Any], rounds: int, device: str) -> None:
-    """Times ``step`` as a benchmark and ``partner`` right before each of its rounds; the ratio goes into the report."""
+def timed(
+    benchmark: Any, step: Callable[[], Any], partner: Callable[[], Any] | None, rounds: int, device: str = "cpu"
+) -> None:
+    """Times ``step``, which has run before, as a benchmark, and a ``partner`` in each of its rounds.
+
+    The ratio of the two goes into the report. They take turns in going first: what the first leaves in the cache, or
+    has made of the memory, helps or hinders the second. Results are freed within the time of both.
+    """
+    if partner is None:
+        benchmark.pedantic(_dropping(step), rounds=rounds)
+        return
+    compared = _dropping(partner)
     partners: list[float] = []
+    first = itertools.cycle([True, False, False, True])  # asked before and after each round
 
-    def setup() -> None:
-        partners.append(seconds(partner, device))
+    def before() -> None:
+        if next(first):
+            partners.append(seconds(compared, device))
 
-    benchmark.pedantic(step, setup=setup, rounds=rounds, warmup_rounds=1)
+    def after() -> None:
+        if next(first):
+            partners.append(seconds(compared, device))
+
+    compared()
+    benchmark.pedantic(_dropping(step), setup=before, teardown=after, rounds=rounds)
     if benchmark.stats is not None:
-        times = benchmark.stats.stats.data
         # Where a benchmark is switched off it runs once and keeps no times.
-        benchmark.extra_info["ratio"] = ratio_interval(times, partners[-len(times) :])
-        benchmark.extra_info["partner_seconds"] = spread(partners[-len(times) :])
+        benchmark.extra_info["ratio"] = ratio_interval(benchmark.stats.stats.data, partners)
+        benchmark.extra_info["partner_seconds"] = spread(partners)
+
+
+def _dropping(step: Callable[[], Any]) -> Callable[[], None]:
+    def call() -> None:
+        step()
+
+    return call
 
 
 def rotation(inputs: Inputs) -> int:

@@ -14,6 +14,20 @@ from case import ops
 
 Function = Callable[..., Any]
 Inputs = dict[str, Tensor]
+COMPARED = (
+    2**20
+)  # elements at a time: fresh memory for the difference of large results takes longer than computing them
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some groups, videos or rows of a large input whose results do not depend on the rest: what is proven of it.
+
+    of: the part of the results of everything, as the op gives them for ``inputs`` alone.
+    """
+
+    inputs: Inputs
+    of: Callable[[list[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,9 @@ class Work:
 
     run: the op, called by the names of ``inputs``; peers: the same by other means, likewise; leaves: inputs with a
     gradient; moved: bytes that a forward pass must read and write; operations: of its matrix products, 2 a product;
-    tolerance: error allowed, as a share of the largest value; sizes: for the report.
+    tolerance: error allowed, as a share of the largest value; sizes: for the report; part: where the reference takes
+    too long for all of it, in what the forward results are compared; oracle: what gives all of them in float64 where
+    the reference takes too much memory.
     """
 
     run: Function
@@ -33,6 +49,8 @@ class Work:
     leaves: tuple[str, ...] = ()
     peers: dict[str, Function] = field(default_factory=dict)
     tolerance: float = 1e-5
+    part: Part | None = None
+    oracle: Function | None = None
 
     def least(self, backward: bool) -> tuple[int, int]:
         """Bytes and operations that no implementation can do without; backward, gradients are written as well."""
@@ -51,8 +69,9 @@ class Case:
     scales: tuple[int, ...]
     quick: tuple[int, ...]
     dtypes: tuple[str, ...]
-    backward: bool
+    backward: tuple[int, ...]
     slow_reference: bool
+    left_out: str
 
 
 @dataclass(frozen=True)
@@ -74,21 +93,28 @@ def bench(
     scales: tuple[int, ...] = (1,),
     quick: tuple[int, ...] = (1,),
     dtypes: tuple[str, ...] = ("float32",),
-    backward: bool = False,
+    backward: bool | tuple[int, ...] = False,
     slow_reference: bool = False,
+    left_out: str = "",
 ) -> Callable[[Callable[[int], Work]], Function]:
     """Makes a pytest function of one that builds the work at a scale: 1 is the method's own size.
 
     Scales beyond ``quick`` carry the mark ``slow``; dtypes after the first run on CUDA alone.
     The reference has a row where nothing faster is in place, and at the method's own size unless it is slow.
+    backward: whether with the gradient as well, or at which scales; left_out: why ten or a hundred times the size is
+    not among the scales, for the report.
     """
 
+    with_gradient = (scales if backward else ()) if isinstance(backward, bool) else backward
+
     def wrap(build: Callable[[int], Work]) -> Function:
-        def test(measure: Callable[[Work], None], contender: Contender) -> None:
-            measure(build(contender.scale))
+        def test(measure: Callable[[], None], contender: Contender) -> None:
+            measure()
 
         test.__name__, test.__doc__, test.__module__ = build.__name__, build.__doc__, build.__module__
-        test.case = Case(op, build, peers, scales, quick, dtypes, backward, slow_reference)  # type: ignore[attr-defined]
+        test.case = Case(  # type: ignore[attr-defined]
+            op, build, peers, scales, quick, dtypes, with_gradient, slow_reference, left_out
+        )
         return test
 
     return wrap
@@ -98,7 +124,7 @@ def placed(inputs: Inputs, device: str, leaves: tuple[str, ...], dtype: torch.dt
     """Copies on ``device``, floating-point ones in ``dtype``, leaves with a gradient."""
 
     def move(name: str, x: Tensor) -> Tensor:
-        copy = x.detach().to(device, dtype if x.is_floating_point() else None).clone()
+        copy = x.detach().to(device, dtype if dtype and x.is_floating_point() else x.dtype, copy=True)
         return copy.requires_grad_(name in leaves)
 
     return {name: move(name, x) for name, x in inputs.items()}
@@ -128,7 +154,10 @@ def cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Te
 
 def expected(work: Work, backward: bool, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
     """What the reference computes on ``device`` in float64 from the inputs as rounded to ``dtype``."""
-    rounded = placed(work.inputs, device, (), dtype)
+    inputs = work.inputs if work.part is None or backward else work.part.inputs
+    rounded = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+    if work.oracle is not None and not backward:
+        return [work.oracle(**{name: x.to(device) for name, x in rounded.items()})]
     with ops.backend("reference"):
         return results(work.run, placed(rounded, device, work.leaves, torch.float64), work.leaves, backward)
 
@@ -137,6 +166,8 @@ def prove(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
     """What is wrong is not timed."""
     for got, exact in zip(found, wanted, strict=True):
         assert got.shape == exact.shape, f"shape {tuple(got.shape)}, wanted {tuple(exact.shape)}"
-        error = (got.detach().double() - exact.to(got.device).double()).abs().max().item()
-        scale = exact.abs().max().item() or 1.0
+        pieces = zip(got.detach().flatten().split(COMPARED), exact.flatten().split(COMPARED), strict=True)
+        # As tensors, whose largest value is NaN where one of them is.
+        error = torch.stack([(x.double() - y.to(x.device).double()).abs().max() for x, y in pieces]).max().item()
+        scale = max(-exact.min().item(), exact.max().item()) or 1.0
         assert error <= tolerance * scale, f"error {error:.3g} against the float64 reference, largest value {scale:.3g}"

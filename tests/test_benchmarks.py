@@ -26,7 +26,8 @@ LIMITS = {
 def entry(contender: str, seconds: float, *, peer: bool = False, **info: Any) -> dict[str, Any]:
     """A benchmark as pytest-benchmark writes it."""
     given = {
-        "op": "sinkhorn", "contender": contender, "peer": peer, "device": "cpu", "dtype": "float32",
+        "op": "sinkhorn", "title": "sinkhorn", "contender": contender, "peer": peer, "device": "cpu",
+        "dtype": "float32",
         "backward": False, "scale": 1, "moved": 1_000_000, "operations": 0,
     }  # fmt: skip
     stats = {"median": seconds, "q1": 0.9 * seconds, "q3": 1.1 * seconds, "rounds": 9}
@@ -50,7 +51,19 @@ def results(tmp_path: Path) -> Path:
         entry("POT sinkhorn_log", 0.004, peer=True, ratio=slower),
         entry("eager torch", 0.0005, peer=True, ratio=faster),
     ]
-    (folder / "ops.json").write_text(json.dumps({"machine_info": header, "benchmarks": entries}))
+    for scale, peer in ((10, None), (100, "POT sinkhorn_log")):
+        large = [entry("native", 0.1, scale=scale)]
+        large += [entry(peer, 0.4, peer=True, ratio=slower, scale=scale)] if peer else []
+        entries += [x | {"group": f"sinkhorn {12000 * scale} x 16"} for x in large]
+    missing = "torchvision cannot be imported"
+    row = {"device": "cpu", "backward": False}
+    left_out = [
+        *({"case": "sinkhorn", "contender": peer, "scale": 10, "why": f"more than 5 s ({seconds} s)"} | row
+          for peer, seconds in (("eager torch", 9.0), ("POT ot.batch", 8.0))),
+        *({"case": "nms", "contender": "torchvision nms", "scale": scale, "why": missing} | row for scale in (1, 10)),
+    ]  # fmt: skip
+    found = {"machine_info": header, "benchmarks": entries, "left_out": left_out}
+    (folder / "ops.json").write_text(json.dumps(found))
     (folder / "limits.json").write_text(json.dumps({"cpu": LIMITS}))
     point = {"seconds": timing.spread([0.1, 0.2, 0.3]), "input_bytes": 100, "peak_bytes": 200}
     points = [{"value": value} | point for value in (1, 10, 100)]
@@ -64,11 +77,18 @@ def test_report_says_what_the_files_say(results: Path, tmp_path: Path, capsys: p
     report.main(["--results", str(results), "--out", str(out), "--print"])
     text = out.read_text()
     # The native row is what `auto` runs: 1 MB at 2 GB/s is 0.5 ms of its 1 ms.
-    assert "| sinkhorn 12000 x 16 | 1 ms | eager torch | 0.50 (0.40 to 0.60) | 50 % |" in text
+    first = "| sinkhorn 12000 x 16 | 1 ms (900 µs to 1.1 ms) | 50 % | eager torch 0.50 (0.40 to 0.60) |"
+    assert f"{first} none timed | POT sinkhorn_log 4.00 (3.50 to 4.50) |" in text
+    assert "of 2 cases, of all sizes, ops are faster in 1, slower in 1 (named below), and in 0" in text
+    long = (
+        "- sinkhorn x 10, forward, eager torch (9.0 s); sinkhorn x 10, forward, POT ot.batch (8.0 s): more than 5 s\n"
+    )
+    assert long in text
+    assert "- torchvision nms: torchvision cannot be imported\n" in text
     assert "4.00 (3.50 to 4.50)" in text
     assert "Commit `0123abc`" in text
     assert "Nothing here has run on a GPU" in text
-    assert "1 to 100 | 1.02 | 200 ms" in text
+    assert "1 to 100 | 1.02 | 200 ms (150 ms to 250 ms)" in text
     assert (results / "a-cpu" / "scaling.png").stat().st_size > 0
     assert "0.50 (0.40 to 0.60)" in capsys.readouterr().out
 
@@ -80,7 +100,8 @@ def test_report_names_the_peers_that_win_and_those_not_run(results: Path, tmp_pa
     assert "POT" not in winners
     rows = {line.split(" | ")[0].strip("| "): line for line in report.peer_table([found]).splitlines()}
     assert rows["POT sinkhorn_log"].endswith("yes |")
-    assert "not run" in rows["torchvision nms"]
+    assert rows["torchvision nms"].endswith("**not run**: torchvision cannot be imported |")
+    assert rows["flash-kmeans"].endswith("**not run**: no GPU yet |")
 
 
 def test_report_without_results_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +176,7 @@ def test_every_case_names_an_op_and_peers_of_the_table() -> None:
 
 def test_missing_peers_are_named() -> None:
     assert peers.missing("eager torch", "cpu") is None
-    assert peers.missing("flash-kmeans", "cpu") == "flash-kmeans does not run on cpu"
+    assert peers.missing("flash-kmeans", "cpu") == "does not run on cpu"
 
 
 def test_machine_names_no_person_and_no_host() -> None:
