@@ -143,6 +143,25 @@ def nms_rounds_cuda(
 ) -> None:
     """The same on the current CUDA device, enqueued on ``stream``; absent if built without CUDA."""
 
+_Heads = tuple[
+    Literal["float32", "float64"],
+    tuple[int, int, int, int, int],  # groups, rows, hidden, classes, clusters
+    tuple[int, int, int, int, int],  # HeadWeights in csrc/heads.h
+    float,  # scale
+    tuple[int, int, int, int, int],  # HeadOutputs; backward does not read cas
+]
+
+def heads_cpu(problem: _Heads, num_threads: int = 0) -> None:
+    """Bias and relu of the hidden layers, in place, and the outputs of the heads: see csrc/heads.h."""
+
+def heads_backward_cpu(
+    problem: _Heads,
+    given: tuple[int, int, int, int],
+    results: tuple[int, int, int, int, int, int],
+    num_threads: int = 0,
+) -> None:
+    """HeadCotangents -> HeadGradients."""
+
 _Matrix = tuple[int, int, int]
 _Problem = tuple[
     Literal["float32", "float64"],

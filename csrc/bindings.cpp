@@ -103,6 +103,7 @@ PYBIND11_MODULE(_C, module) {
              "does not wait.");
 #endif
   case_wtal::bind_detections(module);
+  case_wtal::bind_heads(module);
   case_wtal::bind_map(module);
   case_wtal::bind_nms(module);
   case_wtal::bind_proposals(module);

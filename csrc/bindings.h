@@ -43,6 +43,7 @@ inline Emulation emulation_of(const EmulationArguments& given) {
 }
 
 void bind_detections(py::module_& module);
+void bind_heads(py::module_& module);
 void bind_map(py::module_& module);
 void bind_nms(py::module_& module);
 void bind_proposals(py::module_& module);

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from case.config import make_settings
 from case.engine.learner import Learner
 from case.network import Heads, Weights, network
+from case.ops import backend
 from case.scratch import Scratch
 
 WIDTHS = (9, 14)
@@ -64,9 +65,12 @@ def gradients(heads: Heads, leaves: Sequence[Tensor], used: Sequence[bool] = (Tr
     return list(torch.autograd.grad(outputs, leaves, given, allow_unused=True))
 
 
+@pytest.mark.parametrize("passes", ["auto", "reference"])
 @pytest.mark.parametrize("runs", [(), (1,), (3,)])
 @pytest.mark.parametrize("used", [used for used in itertools.product((0, 1), repeat=4) if any(used)])
-def test_outputs_and_gradients_are_the_formulas(seed: int, runs: tuple[int, ...], used: tuple[bool, ...]) -> None:
+def test_outputs_and_gradients_are_the_formulas(
+    seed: int, runs: tuple[int, ...], used: tuple[bool, ...], passes: str
+) -> None:
     """Whatever of them is used: the baseline has no cluster logits, say; with scratch and without; features as well."""
     rows, weights = inputs(seed, runs, torch.float64)
     for x in rows:
@@ -79,7 +83,8 @@ def test_outputs_and_gradients_are_the_formulas(seed: int, runs: tuple[int, ...]
     for name, shape in (("hidden", (10_000,)), ("gradient", (10_000,))):
         scratch.empty(name, shape, rows[0]).fill_(torch.nan)
     for lent in (None, scratch, scratch):
-        found = network(rows, weights, SCALE, lent)
+        with backend(passes):
+            found = network(rows, weights, SCALE, lent)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b)
         for a, b in zip(gradients(found, leaves, used), expected, strict=True):
@@ -105,7 +110,8 @@ def test_rows_of_zero_embedding_have_a_finite_gradient(seed: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_narrow_rows_make_narrow_products_alone(seed: int) -> None:
+@pytest.mark.parametrize(("narrow", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_narrower_rows_and_weights_round_a_little(seed: int, narrow: torch.dtype, tolerance: float) -> None:
     """Hidden layers of whole numbers and a half, exact in bfloat16: no unit is on in one and off in the other."""
     rows, weights = inputs(seed, (), torch.float32)
     rows = [x.round().clamp(-2, 2) for x in rows]
@@ -115,16 +121,16 @@ def test_narrow_rows_make_narrow_products_alone(seed: int) -> None:
                 x.round_().clamp_(-1, 1)
             for x in (w.cas_hidden_bias, w.base_bias):
                 x.fill_(0.5)
-    found = network([x.bfloat16() for x in rows], weights, SCALE)
-    wanted = written_out(rows, weights)
-    assert {x.dtype for x in found} == {torch.float32}
+    exact = [Weights(*(x.detach().double().requires_grad_() for x in w)) for w in weights]
+    found = network([x.to(narrow) for x in rows], weights, SCALE)
+    wanted = written_out([x.double() for x in rows], exact)
     pairs = [*zip(found, wanted, strict=True)]
-    pairs += zip(gradients(found, flat(weights)), gradients(wanted, flat(weights)), strict=True)
+    pairs += zip(gradients(found, flat(weights)), gradients(wanted, flat(exact)), strict=True)
     for a, b in pairs:
         assert a is not None
         assert b is not None
         assert a.dtype == torch.float32
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-2 * b.abs().max().item())
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * b.abs().max().item())
 
 
 def test_scratch_that_is_written_too_early_is_an_error(seed: int) -> None:

@@ -65,6 +65,11 @@ def select(op: str, device: torch.device) -> Implementation:
     raise RuntimeError(f"{op}: no '{wanted}' implementation on {device.type}; it has {', '.join(available)}, {cure}")
 
 
+def allows(name: str) -> bool:
+    """Whether the current backend may be ``name``: asked by what is no op but has such an implementation."""
+    return _current.get() in ("auto", name)
+
+
 def reference(op: str) -> Implementation:
     """The plain-torch implementation, whatever the current backend."""
     return _implementations[op]["reference", "any"]

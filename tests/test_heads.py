@@ -1,0 +1,136 @@
+"""The compiled passes behind the wide products against ``case.heads`` in float64: sizes, absent cotangents, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from case import heads, heads_native
+from case.heads import HeadCotangents, HeadWeights, Kept
+from case.ops import backend
+
+pytestmark = pytest.mark.usefixtures("native", "poisoned")
+SCALE = 10.0
+Found = tuple[Tensor, Kept, Tensor, HeadWeights]
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """What torch gives uninitialised is NaN, so that what is not written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class Problem:
+    """Sums of hidden and its bias are exact in float32: no unit is on in one dtype and off in the other."""
+
+    def __init__(self, seed: int, lead: tuple[int, ...], rows: int, hidden: int, classes: int, clusters: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randint(-64, 65, (*lead, *shape), generator=g).double() / 64
+
+        self.hidden = draw(rows, 2 * hidden)
+        directions = torch.cat([normalize(draw(clusters, hidden), dim=-1), draw(1, hidden) / hidden**0.5], -2)
+        weights = draw(2 * hidden), draw(classes, hidden), draw(classes), directions, draw(1)
+        self.weights = HeadWeights(*(x.float().double() for x in weights))
+        self.given = HeadCotangents(draw(rows, classes), draw(rows, hidden), draw(rows), draw(rows, clusters))
+
+    def run(self, module: ModuleType, dtype: torch.dtype, absent: tuple[str, ...] = ()) -> Found:
+        """Class logits, what is kept, and the gradients of hidden and of the weights."""
+        weights = HeadWeights(*(x.to(dtype) for x in self.weights))
+        hidden = self.hidden.to(dtype, copy=True)
+        if module is heads:
+            hidden += weights.hidden_bias.unsqueeze(-2)
+        cas, kept = module.forward(hidden, weights, SCALE)
+        of_hidden = torch.full_like(hidden, torch.nan)
+        given = self.given._replace(**dict.fromkeys(absent))
+        given = HeadCotangents(*(None if x is None else x.to(dtype) for x in given))  # type: ignore[arg-type]
+        return cas, kept, of_hidden, module.backward(kept, weights, SCALE, given, of_hidden)
+
+
+def flat(found: Found) -> list[Tensor]:
+    cas, kept, of_hidden, of_weights = found
+    return [cas, kept.hidden, kept.attention, kept.logits, of_hidden, *of_weights]
+
+
+def assert_same(found: Found, wanted: Found, tolerance: float) -> None:
+    for a, b in zip(flat(found), flat(wanted), strict=True):
+        largest = max(1.0, b.nan_to_num().abs().max().item()) if b.numel() else 1.0
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * largest, equal_nan=True)
+
+
+# rows, hidden, classes, clusters: one block of rows or less, several chunks; panels whole and not; many columns.
+SIZES = [
+    (0, 8, 3, 4), (1, 1, 1, 1), (5, 7, 2, 3), (47, 16, 20, 16), (48, 33, 8, 8), (49, 40, 9, 17), (97, 129, 24, 5),
+    (301, 20, 25, 33), (700, 12, 1, 1), (14_000, 3, 2, 2), (60, 300, 200, 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("lead", [(2,), (1, 3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_any_size(
+    seed: int, size: tuple[int, int, int, int], lead: tuple[int, ...], dtype: torch.dtype, tolerance: float
+) -> None:
+    problem = Problem(seed, lead, *size)
+    assert_same(problem.run(heads_native, dtype), problem.run(heads, torch.float64), tolerance)
+
+
+@pytest.mark.parametrize("absent", [("embedding",), ("logits",), ("embedding", "logits")])
+def test_absent_cotangents(seed: int, absent: tuple[str, ...]) -> None:
+    problem = Problem(seed, (2,), 100, 36, 6, 5)
+    assert_same(problem.run(heads_native, torch.float32, absent), problem.run(heads, torch.float64, absent), 1e-5)
+
+
+@pytest.mark.parametrize("absent", [(), ("logits",)])
+def test_the_number_of_threads_changes_no_bit(seed: int, absent: tuple[str, ...]) -> None:
+    problem = Problem(seed, (2,), 3_000, 64, 20, 16)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(flat(problem.run(heads_native, torch.float32, absent)))
+    torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_cotangents_with_any_strides(seed: int) -> None:
+    problem = Problem(seed, (2,), 50, 24, 5, 4)
+    wanted = problem.run(heads_native, torch.float64)
+    strided = (torch.stack([x, x], -1)[..., 0] for x in problem.given if x is not None)
+    problem.given = HeadCotangents(*strided)
+    assert all(torch.equal(a, b) for a, b in zip(flat(problem.run(heads_native, torch.float64)), flat(wanted)))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_comes_out(seed: int, value: float) -> None:
+    problem = Problem(seed, (2,), 60, 24, 5, 4)
+    problem.hidden[0, 50, 3] = problem.hidden[1, 7, 30] = value
+    assert_same(problem.run(heads_native, torch.float64), problem.run(heads, torch.float64), 1e-12)
+
+
+def test_rows_without_an_embedding(seed: int) -> None:
+    problem = Problem(seed, (2,), 60, 24, 5, 4)
+    problem.hidden[..., 10:20, 24:] = -3
+    found = problem.run(heads_native, torch.float64)
+    assert_same(found, problem.run(heads, torch.float64), 1e-12)
+    assert not found[1].logits[..., 10:20, :].any()
+
+
+def test_who_is_served() -> None:
+    rows = torch.zeros(2, 3)
+    assert heads_native.serves(rows, torch.float32)
+    assert heads_native.serves(rows.double(), torch.float64)
+    assert not heads_native.serves(rows.bfloat16(), torch.float32)
+    assert not heads_native.serves(rows.bfloat16(), torch.bfloat16)
+    assert not heads_native.serves(rows.to("meta"), torch.float32)
+    with backend("reference"):
+        assert not heads_native.serves(rows, torch.float32)
