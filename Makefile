@@ -6,7 +6,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
 SANITIZED := tests/test_build.py tests/test_metrics*.py tests/test_detections.py tests/ops/test_native_sinkhorn.py \
-  tests/ops/test_native_nms.py tests/ops/test_native_proposals.py tests/ops/test_nms.py tests/ops/test_proposals.py \
+  tests/ops/test_native_nms.py tests/ops/test_native_proposals.py tests/ops/test_native_losses.py \
+  tests/ops/test_native_pooling.py tests/ops/test_native_iou.py tests/ops/test_nms.py tests/ops/test_proposals.py \
   tests/ops/test_golden.py
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*)
 
