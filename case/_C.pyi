@@ -26,6 +26,20 @@ def iou_cpu(
 ) -> None:
     """Pairwise temporal IoU: a (batch, m, 2), b (batch, p, 2) -> out (batch, m, p), in host memory."""
 
+def iou_backward_cpu(
+    a: int,
+    b: int,
+    cotangent: int,
+    results: tuple[int, int],
+    batch: int,
+    m: int,
+    p: int,
+    dtype: Literal["float32", "float64"],
+    length_offset: float = 0.0,
+    num_threads: int = 0,
+) -> None:
+    """Its gradients: cotangent (batch, m, p) -> (a, b), in the shapes of these."""
+
 _Emulation = tuple[int, int, int, int]  # blocks, threads, order of the threads, seed
 _Nms = tuple[float, str, float, float, int, float]  # iou_threshold, method, sigma, min_score, max_num, length_offset
 
@@ -187,6 +201,63 @@ def sinkhorn_backward_cpu(
 ) -> None:
     """Cotangents (q, u, v) -> gradients (logits, prior, centers, row_marginal, column_marginal)."""
 
+_Rows = tuple[
+    Literal["float32", "float64"],
+    tuple[int, int, int],  # batch, n, k
+    _Matrix,  # logits or probabilities
+    _Matrix,  # targets
+]
+
+def soft_cross_entropy_cpu(rows: _Rows, losses: int, num_threads: int = 0) -> None:
+    """Soft cross entropies (batch, n); see csrc/losses.h."""
+
+def soft_cross_entropy_backward_cpu(
+    rows: _Rows, cotangent: _Matrix, results: tuple[int, int], num_threads: int = 0
+) -> None:
+    """Their gradients (logits, targets), 0 for what is not wanted; a cotangent has one column."""
+
+def generalized_cross_entropy_cpu(rows: _Rows, q: float, losses: int, num_threads: int = 0) -> None:
+    """Generalized cross entropies (batch, n); see csrc/losses.h."""
+
+def generalized_cross_entropy_backward_cpu(
+    rows: _Rows, q: float, cotangent: _Matrix, results: tuple[int, int], num_threads: int = 0
+) -> None:
+    """Their gradients (probabilities, targets), likewise."""
+
+_Pool = tuple[int, int, int, int]  # batch, t, c, k
+
+def topk_cpu(
+    selector: int,
+    strides: tuple[int, int, int],
+    sizes: _Pool,
+    indices: int,
+    dtype: Literal["float32", "float64"],
+    num_threads: int = 0,
+) -> None:
+    """int64 indices (batch, k, c) of the k largest of each column of a selector (batch, t, c); see csrc/pooling.h."""
+
+def pool_cpu(
+    values: int,
+    indices: int,
+    copies: int,
+    sizes: _Pool,
+    pooled: int,
+    dtype: Literal["float32", "float64"],
+    num_threads: int = 0,
+) -> None:
+    """Means (copies, batch, c) of values (copies, batch, t, c) at such indices."""
+
+def pool_backward_cpu(
+    cotangent: int,
+    indices: int,
+    copies: int,
+    sizes: _Pool,
+    gradient: int,
+    dtype: Literal["float32", "float64"],
+    num_threads: int = 0,
+) -> None:
+    """Their gradient (copies, batch, t, c)."""
+
 def rank_positions_cpu(
     scores: int,
     valid: int,
@@ -278,6 +349,9 @@ def exp_cpu(x: int, out: int, count: int, dtype: Literal["float32", "float64"]) 
 
 def log_cpu(x: int, out: int, count: int, dtype: Literal["float32", "float64"]) -> None:
     """The vectorised log of the kernels, for its tests."""
+
+def pow_cpu(x: int, q: float, out: int, count: int, dtype: Literal["float32", "float64"]) -> None:
+    """Their vectorised x^q for one q, for its tests."""
 
 def iou_cuda(
     a: int,

@@ -128,6 +128,20 @@ void over_array(Address x, Address out, int64_t count, const std::string& dtype)
   });
 }
 
+void pow_array(Address x, double q, Address out, int64_t count, const std::string& dtype) {
+  check_size("count", count);
+  dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = pointer<const T>("x", x, count);
+    T* to = pointer<T>("out", out, count);
+    if constexpr (std::is_same_v<T, float>) {
+      pow_array_f32(from, q, to, count);
+    } else {
+      pow_array_f64(from, q, to, count);
+    }
+  });
+}
+
 }  // namespace
 
 void bind_sinkhorn(py::module_& module) {
@@ -148,6 +162,8 @@ void bind_sinkhorn(py::module_& module) {
              py::arg("dtype"), "The vectorised exp of csrc/simd.h, for its tests.");
   module.def("log_cpu", &over_array<&log_array_f32, &log_array_f64>, py::arg("x"), py::arg("out"), py::arg("count"),
              py::arg("dtype"), "The vectorised log of csrc/simd.h, for its tests.");
+  module.def("pow_cpu", &pow_array, py::arg("x"), py::arg("q"), py::arg("out"), py::arg("count"), py::arg("dtype"),
+             "The vectorised pow of csrc/simd.h, for its tests.");
 }
 
 }  // namespace case_wtal

@@ -43,6 +43,18 @@ void iou_cpu(uintptr_t a, uintptr_t b, uintptr_t out, int64_t batch, int64_t m, 
   });
 }
 
+void iou_backward_cpu(uintptr_t a, uintptr_t b, uintptr_t cotangent, const std::tuple<uintptr_t, uintptr_t>& results,
+                      int64_t batch, int64_t m, int64_t p, const std::string& dtype, double length_offset,
+                      int num_threads) {
+  const IouSizes sizes{batch, m, p};
+  dispatch_iou(a, b, cotangent, sizes, dtype, length_offset, [&](auto* a, auto* b, auto* cotangent, auto offset) {
+    using T = decltype(offset);
+    const auto [da, db] = results;
+    case_wtal::iou_backward_cpu<T>(a, b, cotangent, sizes, offset, reinterpret_cast<T*>(da), reinterpret_cast<T*>(db),
+                                   num_threads);
+  });
+}
+
 #ifdef CASE_WITH_CUDA
 void iou_cuda(uintptr_t a, uintptr_t b, uintptr_t out, int64_t batch, int64_t m, int64_t p, const std::string& dtype,
               double length_offset, uintptr_t stream) {
@@ -96,6 +108,10 @@ PYBIND11_MODULE(_C, module) {
              py::arg("p"), py::arg("dtype"), py::arg("length_offset") = 0.0, py::arg("num_threads") = 0,
              "Pairwise temporal IoU: contiguous a (batch, m, 2), b (batch, p, 2) -> out (batch, m, p) in host memory; "
              "num_threads 0: OpenMP's default.");
+  module.def("iou_backward_cpu", &iou_backward_cpu, py::arg("a"), py::arg("b"), py::arg("cotangent"),
+             py::arg("results"), py::arg("batch"), py::arg("m"), py::arg("p"), py::arg("dtype"),
+             py::arg("length_offset") = 0.0, py::arg("num_threads") = 0,
+             "Its gradients: cotangent (batch, m, p) -> (a, b), in the shapes of these.");
 #ifdef CASE_WITH_CUDA
   module.def("iou_cuda", &iou_cuda, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("batch"), py::arg("m"),
              py::arg("p"), py::arg("dtype"), py::arg("length_offset") = 0.0, py::arg("stream") = 0,
@@ -104,8 +120,10 @@ PYBIND11_MODULE(_C, module) {
 #endif
   case_wtal::bind_detections(module);
   case_wtal::bind_heads(module);
+  case_wtal::bind_losses(module);
   case_wtal::bind_map(module);
   case_wtal::bind_nms(module);
+  case_wtal::bind_pooling(module);
   case_wtal::bind_proposals(module);
   case_wtal::bind_sinkhorn(module);
   module.def("build_info", &build_info, "How this module was compiled.");

@@ -44,8 +44,10 @@ inline Emulation emulation_of(const EmulationArguments& given) {
 
 void bind_detections(py::module_& module);
 void bind_heads(py::module_& module);
+void bind_losses(py::module_& module);
 void bind_map(py::module_& module);
 void bind_nms(py::module_& module);
+void bind_pooling(py::module_& module);
 void bind_proposals(py::module_& module);
 void bind_sinkhorn(py::module_& module);
 

@@ -18,6 +18,12 @@ struct IouSizes {
 template <typename T>
 void iou_cpu(const T* a, const T* b, T* out, IouSizes sizes, T length_offset, int num_threads);
 
+// Gradients da (B, M, 2) and db (B, P, 2) for a cotangent (B, M, P); 0 of a pair whose denominator is <= 0. Equal ends
+// share a gradient half and half.
+template <typename T>
+void iou_backward_cpu(const T* a, const T* b, const T* cotangent, IouSizes sizes, T length_offset, T* da, T* db,
+                      int num_threads);
+
 #ifdef CASE_WITH_CUDA
 // Enqueues on `stream` (a cudaStream_t) of the current device and returns without waiting.
 // Throws std::runtime_error if the launch is refused.

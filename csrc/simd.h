@@ -1,9 +1,10 @@
-// Vector clones, and exp and log written so that a compiler vectorises the loops that call them.
+// Vector clones, and exp, log and pow written so that a compiler vectorises the loops that call them.
 //
-// Both are branch-free, in the type they are given, and within 2 units in the last place wherever argument and result
+// All are branch-free, in the type they are given, and within 2 units in the last place wherever argument and result
 // are normal numbers.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -41,6 +42,7 @@ struct Format<float> {
   static constexpr float ln2_low = -0x1.bd0106p-13f;
   static constexpr float exp_lowest = -0x1.5d589ep+6f;         // log of the smallest normal number
   static constexpr Bits sqrt_half = 0x3f3504f3;
+  static constexpr double power_steps = 128;                   // of 1: a multiple's product with e ln2_high is exact
 };
 
 template <>
@@ -52,6 +54,7 @@ struct Format<double> {
   static constexpr double ln2_low = 0x1.a39ef35793c76p-33;
   static constexpr double exp_lowest = -0x1.6232bdd7abcd2p+9;
   static constexpr Bits sqrt_half = 0x3fe6a09e667f3bcd;
+  static constexpr double power_steps = 1024;
 };
 
 template <typename To, typename From>
@@ -78,25 +81,38 @@ struct Series {
 template <typename T>
 inline constexpr Series<T> kSeries{};
 
-// e^x for x <= 88 (float) or 709 (double). Exactly 0 where the result would not be a normal number; NaN for NaN.
+// e^(high + low) for a sum of at most 88 (float) or 709 (double). Exactly 0 where the result would not be a normal
+// number; NaN for NaN. The sum is not rounded if high is a multiple of a few bits of 1, as Power makes it.
 template <typename T>
-CASE_INLINE T simd_exp(T x) {
+CASE_INLINE T simd_exp(T high, T low) {
   using F = Format<T>;
   using Bits = typename F::Bits;
   // Adding 1.5 * 2^mantissa leaves the nearest integer in the low bits.
   constexpr T magic = T(3) * T(Bits(1) << (F::mantissa - 1));
+  const T x = high + low;
   const T shifted = x * T(1.44269504088896340736) + magic;
   const T n = shifted - magic;
-  const T r = (x - n * F::ln2_high) - n * F::ln2_low;
+  const T r = ((high - n * F::ln2_high) - n * F::ln2_low) + low;
   T sum = kSeries<T>.exp[F::exp_terms];
   for (int i = F::exp_terms - 1; i >= 0; --i) sum = sum * r + kSeries<T>.exp[i];
   const T power = bit_cast<T>((bit_cast<Bits>(shifted) + Bits(F::bias)) << F::mantissa);
   return x < F::exp_lowest ? T(0) : sum * power;
 }
 
-// log x for finite x >= 0, denormal ones included; -infinity for 0, NaN for NaN.
 template <typename T>
-CASE_INLINE T simd_log(T x) {
+CASE_INLINE T simd_exp(T x) {
+  return simd_exp(x, T(-0.0));  // which adds nothing to anything
+}
+
+// The two parts of a logarithm: a multiple of ln2_high, and what is left, of less than 1.
+template <typename T>
+struct LogParts {
+  T high, low;
+};
+
+// log x for finite x > 0, denormal ones included.
+template <typename T>
+CASE_INLINE LogParts<T> log_parts(T x) {
   using F = Format<T>;
   using Bits = typename F::Bits;
   constexpr T lift = T(Bits(1) << (F::mantissa + 1));
@@ -115,8 +131,41 @@ CASE_INLINE T simd_log(T x) {
   T sum = kSeries<T>.log[F::log_terms];
   for (int i = F::log_terms - 1; i >= 1; --i) sum = sum * square + kSeries<T>.log[i];
   const T log_m = T(2) * s + (s * square * sum + e * F::ln2_low);
-  const T found = x == T(0) ? -std::numeric_limits<T>::infinity() : e * F::ln2_high + log_m;
+  return {e * F::ln2_high, log_m};
+}
+
+// log x for finite x >= 0; -infinity for 0, NaN for NaN.
+template <typename T>
+CASE_INLINE T simd_log(T x) {
+  const LogParts<T> parts = log_parts(x);
+  const T found = x == T(0) ? -std::numeric_limits<T>::infinity() : parts.high + parts.low;
   return x == x ? found : x;
 }
+
+// x^q for one q in [-1, 1] other than 0, of x that is normal, 0 or infinite, where simd_exp reaches; NaN for negative x
+// and NaN.
+//
+// q log x would lose as many digits as it has before the point. So q is split: its product with the logarithm's upper
+// part is exact, and the exponential takes both parts.
+template <typename T>
+class Power {
+ public:
+  explicit Power(double q)
+      : high_(T(std::nearbyint(q * Format<T>::power_steps) / Format<T>::power_steps)),
+        low_(T(q - double(high_))),
+        q_(T(q)) {}
+
+  CASE_INLINE T operator()(T x) const {
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    const LogParts<T> log = log_parts(x);
+    const T found = simd_exp(high_ * log.high, low_ * log.high + q_ * log.low);
+    const T ends = (x == T(0)) == (q_ > T(0)) ? T(0) : infinity;
+    const T known = x == T(0) || x == infinity ? ends : found;
+    return x >= T(0) ? known : std::numeric_limits<T>::quiet_NaN();
+  }
+
+ private:
+  T high_, low_, q_;
+};
 
 }  // namespace case_wtal

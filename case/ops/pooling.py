@@ -26,7 +26,7 @@ def topk_pool(
             selector lacks share one ranking.
         values: (..., T, C) what is averaged; float32, bfloat16, float16 (accumulated in float32) or float64.
         k: 1 <= k <= T.
-        return_indices: also return the int64 time indices, the shape of selector with k for T.
+        return_indices: also return the int64 time indices, the shape of selector with k for T, in no particular order.
 
     Returns:
         (..., C) in the dtype of values. Differentiable in values.

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from case import _native
 from case.ops import _backend
-from case.ops._native_ops import iou, losses, nms, nms_blocks, nms_vote_blocks, proposals, ranks, sinkhorn
+from case.ops._native_ops import iou, losses, nms, nms_blocks, nms_vote_blocks, pooling, proposals, ranks, sinkhorn
 
 if _native.load() is not None:
     _backend.add("batched_nms", "native", "cpu", nms.batched_nms)
     _backend.add("batched_nms_padded", "native", "cpu", nms.batched_nms_padded)
     _backend.add("clustering_losses", "native", "cpu", losses.clustering_losses)
+    _backend.add("generalized_cross_entropy", "native", "cpu", losses.generalized_cross_entropy)
     _backend.add("propose", "native", "cpu", proposals.propose)
     _backend.add("propose_padded", "native", "cpu", proposals.propose_padded)
     _backend.add("rank_prior", "native", "cpu", ranks.rank_prior)
     _backend.add("score_vote", "native", "cpu", nms.score_vote)
     _backend.add("sinkhorn", "native", "cpu", sinkhorn.sinkhorn)
     _backend.add("sinkhorn_potentials", "native", "cpu", sinkhorn.sinkhorn_potentials)
+    _backend.add("soft_cross_entropy", "native", "cpu", losses.soft_cross_entropy)
+    _backend.add("soft_cross_entropy_of_plan", "native", "cpu", losses.soft_cross_entropy_of_plan)
     _backend.add("temporal_iou", "native", "cpu", iou.temporal_iou)
+    _backend.add("topk_pool", "native", "cpu", pooling.topk_pool)
     if _native.has_cuda():
         _backend.add("batched_nms", "native", "cuda", nms_blocks.batched_nms)
         _backend.add("batched_nms_padded", "native", "cuda", nms_blocks.batched_nms_padded)

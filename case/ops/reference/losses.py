@@ -51,11 +51,13 @@ def clustering_losses(
     cosine_scale: float,
     n_iters: int,
     transport: Callable[..., Tensor] = sinkhorn,
+    cross_entropy: Callable[..., Tensor] = soft_cross_entropy,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(L_C, L_R, R) from M modalities at distinct rows; ``index`` maps each of the N samples to its row.
 
     Only (M, N, K) and narrower is ever gathered to the N samples: prototypes are sums over distinct rows with the
-    weights of their repeats added up. ``transport``: the op ``sinkhorn``, by whom it may be.
+    weights of their repeats added up. ``transport``, ``cross_entropy``: the ops ``sinkhorn`` and
+    ``soft_cross_entropy``, by whom they may be; the latter with targets that broadcast.
     """
     dtype = accumulation_dtype(logits)
     rows = logits.shape[-2]
@@ -71,12 +73,12 @@ def clustering_losses(
         columns = torch.cat([q, fg.unsqueeze(1), (1 - fg).unsqueeze(1)], dim=1)
         weights = torch.zeros(rows, columns.shape[1], dtype=dtype, device=q.device).index_add_(0, index, columns)
         beta = torch.stack([fg.mean(), 1 - fg.mean()])
-    scc = soft_cross_entropy(sampled, q).mean(1).sum()
+    scc = cross_entropy(sampled, q).mean(1).sum()
 
     z = prototypes(embeddings.to(dtype), weights, "l2")
     k = q.shape[1]
     u = cosine_logits(z[:, :k], z[:, k:], cosine_scale, False)
     with torch.no_grad():
         labels = transport(u.mean(0), None, None, None, 1.0, ranks, None, beta, None, ot_scale, n_iters, None)
-    ccc = soft_cross_entropy(u, labels).mean(1).sum()
+    ccc = cross_entropy(u, labels).mean(1).sum()
     return scc, ccc, labels

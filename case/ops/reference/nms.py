@@ -19,7 +19,9 @@ def paired_iou(a: Tensor, b: Tensor, length_offset: float) -> Tensor:
     start, end = torch.maximum(a[..., 0], b[..., 0]), torch.minimum(a[..., 1], b[..., 1])
     inter = (end - start + length_offset).clamp(min=0)
     union = (a[..., 1] - a[..., 0] + length_offset) + (b[..., 1] - b[..., 0] + length_offset) - inter
-    return torch.where(union <= 0, torch.zeros_like(inter), inter / union)
+    nothing = union <= 0
+    # Not divided by, or its gradient of 0 would be 0 / 0.
+    return (inter / union.masked_fill(nothing, 1)).masked_fill(nothing, 0)
 
 
 def batched_nms(

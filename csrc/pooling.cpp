@@ -1,0 +1,159 @@
+#include "pooling.h"
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "parallel.h"
+#include "radix_sort.h"
+#include "simd.h"
+
+namespace case_wtal {
+namespace {
+
+constexpr int64_t kColumns = 8;  // that are laid out at once: rows of the selector are read as they lie
+constexpr int64_t kParallelPicks = 1 << 16;  // below, one thread has added them up before others have woken up
+
+// Ascends with the score, NaN above all; signed, which is what vector instructions compare.
+template <typename T>
+using Key = std::make_signed_t<typename Format<T>::Bits>;
+
+template <typename T>
+CASE_INLINE Key<T> key_of(T score) {
+  using Bits = typename Format<T>::Bits;
+  constexpr Bits sign = Bits(1) << (8 * sizeof(T) - 1);
+  return bit_cast<Key<T>>(Bits(~descending_key(score) ^ sign));
+}
+
+template <typename K>
+CASE_INLINE int64_t count_from(const K* keys, int64_t t, K least) {
+  K count = 0;
+#pragma omp simd reduction(+ : count)
+  for (int64_t i = 0; i < t; ++i) count += keys[i] >= least ? K(1) : K(0);
+  return count;
+}
+
+// The largest key that at least k keys reach, by halving the stretch it lies in. `reached` gets how many do.
+template <typename K>
+CASE_INLINE K threshold_of(const K* keys, int64_t t, int64_t k, int64_t& reached) {
+  K low = keys[0], high = keys[0];
+#pragma omp simd reduction(min : low) reduction(max : high)
+  for (int64_t i = 0; i < t; ++i) {
+    low = keys[i] < low ? keys[i] : low;
+    high = keys[i] > high ? keys[i] : high;
+  }
+  reached = t;
+  while (low < high && reached != k) {
+    const K middle = (low | high) - ((low ^ high) >> 1);  // rounded up; their sum may not fit
+    const int64_t count = count_from(keys, t, middle);
+    if (count >= k) {
+      low = middle;
+      reached = count;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+// places (k + 1): of the k largest keys, and one that is written beyond them.
+template <typename K>
+CASE_INLINE void largest(const K* keys, int64_t t, int64_t k, int32_t* places) {
+  int64_t reached;
+  const K least = threshold_of(keys, t, k, reached);
+  int64_t found = 0;
+  if (reached == k) {
+    for (int64_t i = 0; i < t; ++i) {
+      places[found] = int32_t(i);
+      found += keys[i] >= least;
+    }
+    return;
+  }
+  int64_t equals = k - (least < std::numeric_limits<K>::max() ? count_from(keys, t, K(least + 1)) : 0);
+  for (int64_t i = 0; i < t; ++i) {
+    places[found] = int32_t(i);
+    const bool equal = keys[i] == least && equals > 0;
+    equals -= equal;
+    found += equal || keys[i] > least;
+  }
+}
+
+// target_clones wants plain functions, not templates.
+CASE_SIMD_CLONES void run_largest(const int32_t* keys, int64_t t, int64_t k, int32_t* places) {
+  largest(keys, t, k, places);
+}
+CASE_SIMD_CLONES void run_largest(const int64_t* keys, int64_t t, int64_t k, int32_t* places) {
+  largest(keys, t, k, places);
+}
+
+template <typename T>
+struct Scratch {
+  std::vector<Key<T>> keys;
+  std::vector<int32_t> places;
+};
+
+}  // namespace
+
+template <typename T>
+void topk_cpu(const T* selector, const int64_t (&strides)[3], PoolSizes sizes, int64_t* indices, int num_threads) {
+  const int64_t t = sizes.t, c = sizes.c, k = sizes.k, tiles = (c + kColumns - 1) / kColumns;
+  const auto scratch = [&] {
+    return Scratch<T>{std::vector<Key<T>>(size_t(kColumns * t)), std::vector<int32_t>(size_t(k + 1))};
+  };
+  const int threads = threads_worth(sizes.batch * t * c, num_threads);
+  parallel_with(sizes.batch * tiles, threads, scratch, [&](Scratch<T>& own, int64_t i) {
+    const int64_t b = i / tiles, first = i % tiles * kColumns, columns = std::min(kColumns, c - first);
+    const T* from = selector + b * strides[0] + first * strides[2];
+    for (int64_t row = 0; row < t; ++row) {
+      for (int64_t j = 0; j < columns; ++j) own.keys[j * t + row] = key_of(from[row * strides[1] + j * strides[2]]);
+    }
+    for (int64_t j = 0; j < columns; ++j) {
+      run_largest(own.keys.data() + j * t, t, k, own.places.data());
+      int64_t* out = indices + b * k * c + first + j;
+      for (int64_t place = 0; place < k; ++place) out[place * c] = own.places[place];
+    }
+  });
+}
+
+template <typename T>
+void pool_cpu(const T* values, const int64_t* indices, int64_t copies, PoolSizes sizes, T* pooled, int num_threads) {
+  const int64_t batch = sizes.batch, t = sizes.t, c = sizes.c, k = sizes.k;
+  const auto totals = [&] { return std::vector<double>(size_t(c)); };
+  const int threads = threads_worth(copies * batch * k * c, num_threads, kParallelPicks);
+  parallel_with(copies * batch, threads, totals, [&](auto& total, int64_t i) {
+    const T* from = values + i * t * c;
+    const int64_t* at = indices + i % batch * k * c;
+    std::fill(total.begin(), total.end(), 0.0);
+    for (int64_t place = 0; place < k; ++place) {
+      for (int64_t j = 0; j < c; ++j) total[size_t(j)] += from[at[place * c + j] * c + j];
+    }
+    for (int64_t j = 0; j < c; ++j) pooled[i * c + j] = T(total[size_t(j)] / double(k));
+  });
+}
+
+template <typename T>
+void pool_backward_cpu(const T* cotangent, const int64_t* indices, int64_t copies, PoolSizes sizes, T* gradient,
+                       int num_threads) {
+  const int64_t batch = sizes.batch, t = sizes.t, c = sizes.c, k = sizes.k;
+  const auto shares = [&] { return std::vector<T>(size_t(c)); };
+  const int threads = threads_worth(copies * batch * t * c, num_threads);
+  parallel_with(copies * batch, threads, shares, [&](auto& share, int64_t i) {
+    T* to = gradient + i * t * c;
+    const int64_t* at = indices + i % batch * k * c;
+    std::fill_n(to, t * c, T(0));
+    for (int64_t j = 0; j < c; ++j) share[size_t(j)] = cotangent[i * c + j] / T(k);
+    for (int64_t place = 0; place < k; ++place) {
+      for (int64_t j = 0; j < c; ++j) to[at[place * c + j] * c + j] = share[size_t(j)];
+    }
+  });
+}
+
+#define CASE_POOLING(T)                                                                           \
+  template void topk_cpu(const T*, const int64_t (&)[3], PoolSizes, int64_t*, int);               \
+  template void pool_cpu(const T*, const int64_t*, int64_t, PoolSizes, T*, int);                  \
+  template void pool_backward_cpu(const T*, const int64_t*, int64_t, PoolSizes, T*, int);
+CASE_POOLING(float)
+CASE_POOLING(double)
+
+}  // namespace case_wtal
