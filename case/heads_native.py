@@ -14,10 +14,10 @@ from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
 
 
-def serves(rows: Tensor, dtype: torch.dtype) -> bool:
-    """Whether these are what follows products in the dtype and on the device of ``rows``, with weights of ``dtype``."""
-    here = rows.device.type == "cpu" and rows.dtype == dtype and dtype in DTYPES
-    return here and _native.load() is not None and _backend.allows("native")
+def serves(rows: Tensor, weights: HeadWeights) -> bool:
+    """Whether the C++ can take over after wide products in the dtype and on the device of ``rows``."""
+    alike = all(x.dtype == rows.dtype and x.is_cpu for x in (rows, *weights))
+    return alike and rows.dtype in DTYPES and _native.load() is not None and _backend.allows("native")
 
 
 def forward(hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor, Kept]:
@@ -31,6 +31,9 @@ def forward(hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor,
 
 def backward(kept: Kept, weights: HeadWeights, scale: float, given: HeadCotangents, of_hidden: Tensor) -> HeadWeights:
     """As ``case.heads.backward``; of_hidden contiguous."""
+    # As they were made, unless somebody's hook for saved tensors gave them other strides.
+    kept = Kept(*(None if x is None else x.contiguous() for x in kept))  # type: ignore[arg-type]
+    weights = HeadWeights(*(x.contiguous() for x in weights))
     if given.logits is None:
         weights = weights._replace(directions=weights.directions[..., -1:, :].contiguous())
     given = HeadCotangents(*(None if x is None else x.contiguous() for x in given))  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ class _Network(torch.autograd.Function):
         rows, weights = _grouped(tensors, modalities)
         small, width = _small(weights), weights[0].base.shape[-2]
         hidden = empty(scratch, "hidden", (modalities, *rows[0].shape[:-1], 2 * width), rows[0])
-        fused = heads_native.serves(rows[0], small.cas.dtype)
+        fused = heads_native.serves(rows[0], small)
         for m, (x, w) in enumerate(zip(rows, weights, strict=True)):
             bias = None if fused else small.hidden_bias[m].to(x.dtype)
             product(x, _wide(w, x).mT, bias, hidden[m])

@@ -23,32 +23,47 @@ HeadSizes sizes_of(const Problem& problem) {
   return {groups, rows, hidden, classes, clusters};
 }
 
-template <typename T>
-T* place(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+// How many numbers each array has; see heads.h.
+struct Counts {
+  explicit Counts(const HeadSizes& s)
+      : hidden_bias(s.groups * 2 * s.hidden),
+        cas_weights(s.groups * s.classes * s.hidden),
+        cas_bias(s.groups * s.classes),
+        directions(s.groups * (s.clusters + 1) * s.hidden),
+        hidden(s.groups * s.rows * 2 * s.hidden),
+        cas(s.groups * s.rows * s.classes),
+        attention(s.groups * s.rows),
+        logits(s.groups * s.rows * s.clusters),
+        groups(s.groups) {}
+  int64_t hidden_bias, cas_weights, cas_bias, directions, hidden, cas, attention, logits, groups;
+};
 
 template <typename T>
-HeadWeights<T> weights_of(const Problem& problem) {
+HeadWeights<T> weights_of(const Problem& problem, const Counts& n) {
   const auto [hidden_bias, cas, cas_bias, directions, attention_bias] = std::get<2>(problem);
-  return {place<const T>(hidden_bias), place<const T>(cas), place<const T>(cas_bias), place<const T>(directions),
-          place<const T>(attention_bias)};
+  return {pointer<const T>("hidden_bias", hidden_bias, n.hidden_bias), pointer<const T>("cas", cas, n.cas_weights),
+          pointer<const T>("cas_bias", cas_bias, n.cas_bias), pointer<const T>("directions", directions, n.directions),
+          pointer<const T>("attention_bias", attention_bias, n.groups)};
 }
 
+// wants_cas: backward does not read the class logits.
 template <typename T>
-HeadOutputs<T> outputs_of(const Problem& problem, const HeadSizes& sizes) {
+HeadOutputs<T> outputs_of(const Problem& problem, const Counts& n, bool wants_cas) {
   const auto [hidden, cas, attention, logits, lengths] = std::get<4>(problem);
-  return {pointer<T>("hidden", hidden, sizes.groups * sizes.rows * sizes.hidden), place<T>(cas), place<T>(attention),
-          place<T>(logits), place<T>(lengths)};
+  return {pointer<T>("hidden", hidden, n.hidden), pointer<T>("cas", cas, wants_cas ? n.cas : 0),
+          pointer<T>("attention", attention, n.attention), pointer<T>("logits", logits, n.logits),
+          pointer<T>("lengths", lengths, n.attention)};
 }
 
 void heads(const Problem& problem, int num_threads) {
   const HeadSizes sizes = sizes_of(problem);
   dispatch(std::get<0>(problem), [&](auto zero) {
     using T = decltype(zero);
-    const HeadOutputs<T> outputs = outputs_of<T>(problem, sizes);
+    const Counts counts(sizes);
+    const HeadOutputs<T> outputs = outputs_of<T>(problem, counts, true);
+    const HeadWeights<T> weights = weights_of<T>(problem, counts);
     py::gil_scoped_release release;
-    heads_cpu(sizes, weights_of<T>(problem), T(std::get<3>(problem)), outputs, num_threads);
+    heads_cpu(sizes, weights, T(std::get<3>(problem)), outputs, num_threads);
   });
 }
 
@@ -58,15 +73,20 @@ void heads_backward(const Problem& problem, const Cotangents& given, const Gradi
     using T = decltype(zero);
     const auto [of_cas, of_embedding, of_attention, of_logits] = given;
     const auto [hidden, hidden_bias, cas, cas_bias, directions, attention_bias] = results;
-    const HeadCotangents<T> cotangents{place<const T>(of_cas), place<const T>(of_embedding),
-                                       place<const T>(of_attention), place<const T>(of_logits)};
-    const HeadGradients<T> gradients{pointer<T>("the gradient of hidden", hidden, sizes.groups * sizes.rows),
-                                     place<T>(hidden_bias), place<T>(cas), place<T>(cas_bias), place<T>(directions),
-                                     place<T>(attention_bias)};
-    const HeadOutputs<T> outputs = outputs_of<T>(problem, sizes);
+    const Counts n(sizes);
+    const HeadCotangents<T> cotangents{
+        pointer<const T>("of_cas", of_cas, n.cas), pointer<const T>("of_embedding", of_embedding, 0),
+        pointer<const T>("of_attention", of_attention, n.attention), pointer<const T>("of_logits", of_logits, 0)};
+    const HeadGradients<T> gradients{pointer<T>("the gradient of hidden", hidden, n.hidden),
+                                     pointer<T>("the gradient of hidden_bias", hidden_bias, n.hidden_bias),
+                                     pointer<T>("the gradient of cas", cas, n.cas_weights),
+                                     pointer<T>("the gradient of cas_bias", cas_bias, n.cas_bias),
+                                     pointer<T>("the gradient of directions", directions, n.directions),
+                                     pointer<T>("the gradient of attention_bias", attention_bias, n.groups)};
+    const HeadOutputs<T> outputs = outputs_of<T>(problem, n, false);
+    const HeadWeights<T> weights = weights_of<T>(problem, n);
     py::gil_scoped_release release;
-    heads_backward_cpu(sizes, weights_of<T>(problem), T(std::get<3>(problem)), outputs, cotangents, gradients,
-                       num_threads);
+    heads_backward_cpu(sizes, weights, T(std::get<3>(problem)), outputs, cotangents, gradients, num_threads);
   });
 }
 

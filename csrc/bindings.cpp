@@ -1,5 +1,5 @@
 // The Python module case._C. Tensors arrive as addresses: the module knows no tensor library, and whoever calls it
-// (case.ops) has checked device, dtype and contiguity.
+// (case.ops, case.heads_native) has checked shapes, device, dtype and contiguity.
 #include "bindings.h"
 
 #ifdef _OPENMP

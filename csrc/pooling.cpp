@@ -144,7 +144,13 @@ void pool_backward_cpu(const T* cotangent, const int64_t* indices, int64_t copie
     std::fill_n(to, t * c, T(0));
     for (int64_t j = 0; j < c; ++j) share[size_t(j)] = cotangent[i * c + j] / T(k);
     for (int64_t place = 0; place < k; ++place) {
-      for (int64_t j = 0; j < c; ++j) to[at[place * c + j] * c + j] = share[size_t(j)];
+      for (int64_t j = 0; j < c; ++j) {
+        const int64_t row = at[place * c + j];  // the caller has had it in hand meanwhile
+        if (row < 0 || row >= t) {
+          throw std::out_of_range("time index " + std::to_string(row) + " is not in 0.." + std::to_string(t - 1));
+        }
+        to[row * c + j] = share[size_t(j)];
+      }
     }
   });
 }

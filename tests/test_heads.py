@@ -126,11 +126,15 @@ def test_rows_without_an_embedding(seed: int) -> None:
 
 
 def test_who_is_served() -> None:
-    rows = torch.zeros(2, 3)
-    assert heads_native.serves(rows, torch.float32)
-    assert heads_native.serves(rows.double(), torch.float64)
-    assert not heads_native.serves(rows.bfloat16(), torch.float32)
-    assert not heads_native.serves(rows.bfloat16(), torch.bfloat16)
-    assert not heads_native.serves(rows.to("meta"), torch.float32)
+    def served(rows: torch.dtype, weights: torch.dtype, device: str = "cpu", last: torch.dtype | None = None) -> bool:
+        small = [torch.zeros(1, dtype=weights) for _ in range(4)] + [torch.zeros(1, dtype=last or weights)]
+        return heads_native.serves(torch.zeros(2, 3, dtype=rows, device=device), HeadWeights(*small))
+
+    assert served(torch.float32, torch.float32)
+    assert served(torch.float64, torch.float64)
+    assert not served(torch.bfloat16, torch.float32)
+    assert not served(torch.bfloat16, torch.bfloat16)
+    assert not served(torch.float32, torch.float32, "meta")
+    assert not served(torch.float32, torch.float32, last=torch.float64)
     with backend("reference"):
-        assert not heads_native.serves(rows, torch.float32)
+        assert not served(torch.float32, torch.float32)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from case.ops import _backend
 
@@ -49,9 +50,14 @@ def register(
 
 
 def call(name: str, *args: Any) -> Any:
-    """Run op ``name``: the registered op while compiling, its implementation under the current backend otherwise."""
+    """Run op ``name``: the registered op while compiling, its implementation under the current backend otherwise.
+
+    Under ``torch.func`` and forward-mode differentiation, plain torch, whatever the backend: kernels read memory, in
+    which neither batched dimensions nor tangents are."""
     if torch.compiler.is_compiling():
         return getattr(torch.ops.case, name)(*args)
+    if forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None:
+        return _backend.reference(name)(*args)
     return _backend.select(name, args[0].device)(*args)
 
 

@@ -107,7 +107,8 @@ def test_strides(draw):
 
 
 def test_threads_give_the_same_bits(draw, over_threads):
-    selector, values, cotangent = draw.normal(5, 1500, 21), draw.normal(2, 5, 1500, 21).float(), draw.normal(2, 5, 21)
+    # Sums of more picks than are one thread's work.
+    selector, values, cotangent = draw.normal(5, 1500, 21), draw.normal(4, 5, 1500, 21).float(), draw.normal(4, 5, 21)
 
     def run() -> list[Tensor]:
         leaf = values.clone().requires_grad_()

@@ -12,7 +12,8 @@ from case.ops.reference import nms as reference
 
 def temporal_iou(a: Tensor, b: Tensor, length_offset: float) -> Tensor:
     wants_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if a.dtype not in DTYPES or (wants_gradient and a.is_cuda):
+    alike = a.dtype == b.dtype and a.shape[:-2] == b.shape[:-2]  # else the rules of torch
+    if a.dtype not in DTYPES or not alike or (wants_gradient and a.is_cuda):
         return reference.temporal_iou(a, b, length_offset)
     if wants_gradient:
         return _TemporalIoU.apply(a, b, length_offset)
@@ -38,16 +39,22 @@ def _sizes(a: Tensor, b: Tensor) -> tuple[int, int, int]:
 class _TemporalIoU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, length_offset: float) -> Tensor:  # type: ignore[no-untyped-def]
-        a, b = a.contiguous(), b.contiguous()
         ctx.save_for_backward(a, b)
         ctx.length_offset = length_offset
-        return _fill(a, b, length_offset)
+        return _fill(a.contiguous(), b.contiguous(), length_offset)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[no-untyped-def]
         a, b = ctx.saved_tensors
-        cotangent = cotangent.contiguous()
+        if torch.is_grad_enabled():
+            da, db = _common.gradients_with_graph(
+                lambda one, other: reference.temporal_iou(one, other, ctx.length_offset),
+                (a, b),
+                ctx.needs_input_grad[:2],
+                cotangent,
+            )
+            return da, db, None
+        a, b, cotangent = a.contiguous(), b.contiguous(), cotangent.contiguous()
         da, db = torch.empty_like(a), torch.empty_like(b)
         _common.module().iou_backward_cpu(
             address(a), address(b), address(cotangent), (address(da), address(db)), *_sizes(a, b), DTYPES[a.dtype],

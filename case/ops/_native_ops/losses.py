@@ -29,6 +29,7 @@ def soft_cross_entropy_of_plan(logits: Tensor, *plan: Any) -> Tensor:
 
 
 def generalized_cross_entropy(p: Tensor, target: Tensor, q: float) -> Tensor:
+    p, target = (p, target) if p.shape == target.shape else torch.broadcast_tensors(p, target)
     return _run("generalized_cross_entropy", (q,), p, target)
 
 
@@ -87,22 +88,29 @@ def _losses(name: str, settings: tuple[float, ...], rows: _Rows, shape: torch.Si
 class _RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, name: str, settings: tuple[float, ...], x: Tensor, t: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        rows = _laid_out(x, t)
-        ctx.save_for_backward(rows.x, rows.t)
-        ctx.rest = name, settings, rows.lead, rows.strides, x.shape, (x.dtype, t.dtype)
-        return _losses(name, settings, rows, x.shape[:-1])
+        ctx.save_for_backward(x, t)
+        ctx.rest = name, settings
+        return _losses(name, settings, _laid_out(x, t), x.shape[:-1])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-        name, settings, lead, strides, shape, dtypes = ctx.rest
+        name, settings = ctx.rest
         x, t = ctx.saved_tensors
-        rows = _Rows(x, t, lead, strides)
-        found = [rows.x.new_empty(shape) if want else None for want in ctx.needs_input_grad[2:]]
+        needed = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            return (
+                None,
+                None,
+                *_common.gradients_with_graph(
+                    lambda *given: getattr(reference, name)(*given, *settings), (x, t), needed, cotangent
+                ),
+            )
+        rows = _laid_out(x, t)
+        found = [rows.x.new_empty(x.shape) if want else None for want in needed]
         step = (0, 0)
         if any(cotangent.stride()):  # else one number for all rows, as of a mean
-            cotangent, step = cotangent.contiguous(), (lead[1], 1)
+            cotangent, step = cotangent.contiguous(), (rows.lead[1], 1)
         run = getattr(_common.module(), f"{name}_backward_cpu")
         to = (address(found[0]), address(found[1]))
         run(rows.description(), *settings, (address(cotangent), *step), to, torch.get_num_threads())
-        return None, None, *(g if g is None or g.dtype == d else g.to(d) for g, d in zip(found, dtypes))
+        return None, None, *(g if g is None or g.dtype == y.dtype else g.to(y.dtype) for g, y in zip(found, (x, t)))

@@ -7,10 +7,13 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
+from case.ops.reference import pooling as reference
 from case.ops.reference._numerics import accumulation_dtype
 
 
 def topk_pool(selector: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    if values.shape[-selector.dim() :] != selector.shape:  # an error, in torch's words
+        return reference.topk_pool(selector, values, k)
     indices = _largest(selector, k)
     if torch.is_grad_enabled() and values.requires_grad:
         return _Mean.apply(values, indices), indices
@@ -55,11 +58,15 @@ class _Mean(torch.autograd.Function):
         return _mean(values, indices)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (indices,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: linear, so that the gradient hangs on the cotangent alone
+            k, everywhere = indices.shape[-2], (*ctx.shape[:-2], *indices.shape[-2:])
+            shares = (cotangent / k).unsqueeze(-2).expand(everywhere)
+            return cotangent.new_zeros(ctx.shape).scatter(-2, indices.expand(everywhere), shares), None
         cotangent = cotangent.to(accumulation_dtype(cotangent)).contiguous()
         gradient = cotangent.new_empty(ctx.shape)
+        indices = indices.contiguous()
         sizes = _sizes(ctx.shape, indices)
         _common.module().pool_backward_cpu(
             address(cotangent), address(indices), *sizes, address(gradient), DTYPES[gradient.dtype],

@@ -1,0 +1,128 @@
+"""What compiled ops owe autograd beside first gradients: the second derivatives, tangents and errors of plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from case import ops
+from case.ops import _backend
+
+pytestmark = pytest.mark.skipif("native/cpu" not in _backend.table()["topk_pool"], reason="no native module")
+Op = Callable[..., Tensor]
+
+OPS: dict[str, tuple[Op, tuple[tuple[int, ...], ...]]] = {
+    "soft_cross_entropy": (
+        lambda x, t: ops.soft_cross_entropy(x, t.softmax(-1), reduction="none"),
+        ((3, 4, 5), (3, 4, 5)),
+    ),
+    "generalized_cross_entropy": (
+        lambda p, t: ops.generalized_cross_entropy(p.sigmoid(), t.sigmoid(), q=0.7),
+        ((3, 7), (3, 7)),
+    ),
+    "topk_pool": (lambda x, v: ops.topk_pool(x, v, 3), ((9, 4), (2, 9, 4))),
+    "temporal_iou": (lambda a, b: ops.temporal_iou(a.cumsum(-1), b.cumsum(-1)), ((2, 5, 2), (2, 3, 2))),
+}
+
+
+@pytest.fixture(params=OPS)
+def problem(request: Any, draw: Any) -> tuple[Op, list[Tensor]]:
+    op, shapes = OPS[request.param]
+    return op, [draw.normal(*shape) for shape in shapes]
+
+
+def both(function: Callable[[], Any]) -> tuple[Any, Any]:
+    with ops.backend("native"):
+        found = function()
+    with ops.backend("reference"):
+        return found, function()
+
+
+def test_second_derivatives(problem, draw):
+    """Of a sum, whose cotangent asks for no gradient, and of squares, whose cotangent does."""
+    op, inputs = problem
+
+    def penalties() -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = op(*leaves)
+        found = []
+        for loss in (out.sum(), out.square().sum()):
+            first = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            total = loss + sum(g.square().sum() for g in first if g is not None)
+            found += torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
+        return found
+
+    for mine, other in zip(*both(penalties), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, in forward mode
+def test_tangents_and_functional_transforms(problem, draw):
+    op, inputs = problem
+    tangents = [torch.randn_like(x) for x in inputs]
+
+    def forward_mode() -> Tensor | None:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(op(*map(forward_ad.make_dual, inputs, tangents))).tangent
+
+    def functional() -> Tensor:
+        return torch.func.grad(lambda *given: op(*given).sum(), argnums=1)(*inputs)
+
+    for function in (forward_mode, functional):
+        found, wanted = both(function)
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("hook", [lambda x: x.contiguous(), lambda x: x.mT.contiguous().mT], ids=["rows", "columns"])
+def test_saved_tensors_may_come_back_with_other_strides(problem, draw, hook):
+    op, inputs = problem
+    inputs = [x.mT.contiguous().mT for x in inputs]
+
+    def gradients(given: list[Tensor]) -> Any:
+        leaves = [x.clone().requires_grad_() for x in given]
+        out = op(*leaves)
+        return out, leaves, torch.Generator().manual_seed(3)
+
+    def finish(out: Tensor, leaves: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        cotangent = torch.randn(out.shape, generator=generator, dtype=out.dtype)
+        return list(torch.autograd.grad(out, leaves, cotangent, materialize_grads=True))
+
+    with ops.backend("native"):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: hook(x.detach()), lambda x: x):
+            given = gradients(inputs)
+        found = finish(*given)
+        wanted = finish(*gradients(inputs))
+    for mine, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_registered_ops_take_what_the_reference_takes(draw):
+    """``torch.ops.case`` has no checks in front of it: other shapes and dtypes give the reference's result or error."""
+    many, few = draw.normal(40, 2, 2).cumsum(-1), draw.normal(2, 2).cumsum(-1)
+    rows, row = draw.normal(4, 5).sigmoid(), draw.normal(5).sigmoid()
+    long, short = draw.normal(600, 2), draw.normal(3, 2)
+    for call in (
+        lambda: torch.ops.case.temporal_iou(many, few, 0.0),
+        lambda: torch.ops.case.temporal_iou(few, few.float(), 0.0),
+        lambda: torch.ops.case.generalized_cross_entropy(rows, row, 0.7),
+        lambda: torch.ops.case.generalized_cross_entropy(row, rows, 0.7),
+        lambda: torch.ops.case.soft_cross_entropy(rows, row),
+    ):
+        found, wanted = both(call)
+        torch.testing.assert_close(found, wanted)
+    with ops.backend("native"), pytest.raises((IndexError, RuntimeError)):
+        torch.ops.case.topk_pool(long, short, 2)
+
+
+def test_an_index_changed_behind_autograds_back_is_an_error(draw):
+    values = draw.normal(9, 4).requires_grad_()
+    with ops.backend("native"):
+        pooled, indices = ops.topk_pool(values, values, 3, return_indices=True)
+        indices.numpy()[0, 0] = 10**9
+        with pytest.raises(IndexError, match="time index"):
+            pooled.sum().backward()
