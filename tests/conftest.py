@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 if not torch.cuda.is_available():
     # Kernels then run in Triton's interpreter. It has to be said before Triton is imported, and Triton is by case.
@@ -83,3 +84,28 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; CASE_SHARED_DATA=<folder> names another place")
     return folder
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh memory is full of NaN, so that what is not written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def over_threads() -> Iterator[Callable[[Callable[[], Sequence[Tensor]]], Sequence[Tensor]]]:
+    """Runs a function on 1, 2, 3, 16 and again 2 threads, asserts equal bits, and returns what it gave."""
+
+    def check(function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+        torch.set_num_threads(1)
+        first = function()
+        for threads in (2, 3, 16, 2):
+            torch.set_num_threads(threads)
+            assert all(torch.equal(a, b) for a, b in zip(first, function(), strict=True)), f"{threads} threads"
+        return first
+
+    before = torch.get_num_threads()
+    yield check
+    torch.set_num_threads(before)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -254,17 +254,7 @@ def sample_arguments(draw: Draw) -> Callable[[str], tuple[Any, ...]]:
 
 
 @pytest.fixture
-def over_threads() -> Iterator[Callable[[Callable[[], Sequence[Tensor]]], Sequence[Tensor]]]:
-    """Runs a function on 1, 2, 3, 16 and again 2 threads, asserts equal bits, and returns what it gave."""
-
-    def check(function: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        torch.set_num_threads(1)
-        first = function()
-        for threads in (2, 3, 16, 2):
-            torch.set_num_threads(threads)
-            assert all(torch.equal(a, b) for a, b in zip(first, function(), strict=True)), f"{threads} threads"
-        return first
-
-    before = torch.get_num_threads()
-    yield check
-    torch.set_num_threads(before)
+def on_native() -> Iterator[None]:
+    """The compiled ops are the current ones."""
+    with ops.backend("native"):
+        yield

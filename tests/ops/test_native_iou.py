@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,17 +9,11 @@ from torch import Tensor
 from case import ops
 from case.ops import _backend
 
-pytestmark = pytest.mark.skipif("native/cpu" not in _backend.table()["temporal_iou"], reason="no native module")
+pytestmark = [
+    pytest.mark.skipif("native/cpu" not in _backend.table()["temporal_iou"], reason="no native module"),
+    pytest.mark.usefixtures("poisoned", "on_native"),
+]
 DTYPES = [torch.float32, torch.float64]
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Fresh memory is full of NaN, and the compiled ops are the current ones."""
-    torch.use_deterministic_algorithms(True)
-    with ops.backend("native"):
-        yield
-    torch.use_deterministic_algorithms(False)
 
 
 def run(a: Tensor, b: Tensor, cotangent: Tensor, offset: float) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,20 +12,14 @@ from torch import Tensor
 from case import _native, ops
 from case.ops import _backend
 
-pytestmark = pytest.mark.skipif("native/cpu" not in _backend.table()["soft_cross_entropy"], reason="no native module")
+pytestmark = [
+    pytest.mark.skipif("native/cpu" not in _backend.table()["soft_cross_entropy"], reason="no native module"),
+    pytest.mark.usefixtures("poisoned", "on_native"),
+]
 DTYPES = [torch.float32, torch.float64]
 soft = lambda x, t: ops.soft_cross_entropy(x, t, reduction="none")  # noqa: E731
 generalized = lambda p, t: ops.generalized_cross_entropy(p, t, q=0.7, reduction="none")  # noqa: E731
 LOSSES = [pytest.param(soft, id="soft"), pytest.param(generalized, id="generalized")]
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Fresh memory is full of NaN, and the compiled ops are the current ones."""
-    torch.use_deterministic_algorithms(True)
-    with ops.backend("native"):
-        yield
-    torch.use_deterministic_algorithms(False)
 
 
 def run(function: Callable[..., Tensor], x: Tensor, t: Tensor, cotangent: Tensor) -> list[Tensor]:
