@@ -3,6 +3,8 @@ elements, and what has none is contiguous."""
 
 from typing import Literal, TypedDict
 
+INTERFACE: str  # SHA-256 of this file when the module was compiled
+
 class BuildInfo(TypedDict):
     version: str
     compiler: str

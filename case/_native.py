@@ -7,9 +7,11 @@ path of a file takes another build of it (``make sanitize`` does).
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -30,9 +32,9 @@ def _load() -> _Loaded:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return _Loaded(module, None)
+        return _Loaded(_of_these_sources(module), None)
     try:
-        return _Loaded(importlib.import_module("case._C"), None)
+        module = importlib.import_module("case._C")
     except ModuleNotFoundError as error:
         if error.name != "case._C":
             raise
@@ -40,6 +42,22 @@ def _load() -> _Loaded:
     except ImportError as error:
         detail = " ".join(str(error).split())
         return _Loaded(None, f"case._C does not load ({detail}); install case again on this machine")
+    return _Loaded(_of_these_sources(module), None)
+
+
+def _of_these_sources(module: ModuleType) -> ModuleType:
+    """``module``, built with the interface that the sources beside this file have. Raises ``ImportError`` if not.
+
+    An editable install takes Python from the checkout as it is now, and the module as it was compiled: arguments that
+    have changed since would be read as others.
+    """
+    expected = hashlib.sha256((Path(__file__).parent / "_C.pyi").read_bytes()).hexdigest()
+    if getattr(module, "INTERFACE", None) != expected:
+        raise ImportError(
+            f"case._C ({module.__file__}) was compiled from other sources than those here; build it again with "
+            "pip install --no-build-isolation --no-deps -e . or set CASE_NATIVE=0 to go without it"
+        )
+    return module
 
 
 def load() -> ModuleType | None:

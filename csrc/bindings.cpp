@@ -127,4 +127,5 @@ PYBIND11_MODULE(_C, module) {
   case_wtal::bind_proposals(module);
   case_wtal::bind_sinkhorn(module);
   module.def("build_info", &build_info, "How this module was compiled.");
+  module.attr("INTERFACE") = CASE_INTERFACE;
 }

@@ -59,6 +59,24 @@ def test_build_info(native: ModuleType) -> None:
     assert info["cuda"] == _native.has_cuda() == bool(info["cuda_archs"])
 
 
+def test_a_module_compiled_from_other_sources_is_refused(native: ModuleType, tmp_path: Path) -> None:
+    package = tmp_path / "case"
+    package.mkdir()
+    for name in ("__init__.py", "_native.py", "_C.pyi"):
+        shutil.copyfile(ROOT / "case" / name, package / name)
+    (package / "__init__.py").write_text("")
+    code = "from case import _native; print(_native.load().INTERFACE)"
+    settings = {"CASE_NATIVE": str(native.__file__), "PYTHONPATH": str(tmp_path)}
+    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}", **settings)
+    assert done.stdout.strip() == native.INTERFACE, done.stderr
+    with (package / "_C.pyi").open("a") as stub:
+        stub.write("def added(count: int) -> None: ...\n")
+    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}", **settings)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: case._C ({native.__file__}) was compiled from other sources than those here;")
+    assert done.returncode == 1
+
+
 def test_cuda_half_holds_code_for_each_architecture(native: ModuleType) -> None:
     info = native.build_info()
     if not info["cuda"]:
