@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from case import heads
 from case.config import make_settings
 from case.engine.learner import Learner
 from case.network import Heads, Weights, network
@@ -196,3 +197,23 @@ def test_saved_tensors_may_come_back_with_other_strides(seed: int) -> None:
         found = network(rows, weights, SCALE)
     for a, b in zip(gradients(found, flat(weights)), expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_bfloat16_products_are_rounded_once(
+    monkeypatch: pytest.MonkeyPatch, seed: int, capability: str, lead: tuple[int, ...], biased: bool
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.rand(*lead, 37, 129, generator=g).bfloat16(), torch.rand(*lead, 129, 65, generator=g).bfloat16()
+    plus = torch.rand(*lead, 65, generator=g).bfloat16() if biased else None
+    wide = torch.full((*lead, 37, 80), torch.nan, dtype=torch.bfloat16)
+    found = heads.product(x, y, plus, wide[..., 7:72])
+    expected = x.double() @ y.double() + (0 if plus is None else plus.double().unsqueeze(-2))
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=0)
+    torch.testing.assert_close(wide[..., 7:72], found, rtol=0, atol=0)
+    assert wide[..., :7].isnan().all()
+    assert wide[..., 72:].isnan().all()
+    assert torch.equal(heads.product(x, y, plus), found)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from case import console
+from case.heads import multiplies_bfloat16
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -20,9 +21,10 @@ def rows_dtype(precision: Precision) -> torch.dtype:
 
 
 def set_products(precision: Precision, device: torch.device) -> None:
-    """How this process multiplies float32 matrices on a GPU from now on; warns where bfloat16 would be slow."""
+    """How this process multiplies float32 matrices on a GPU from now on; warns where bfloat16 gains nothing."""
     torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    if precision == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+    if precision == "bf16" and device.type == "cpu" and not multiplies_bfloat16():
         console.warn(
-            "this CPU has no bfloat16 products and may take several times as long for them; use --precision fp32"
+            "this CPU has no bfloat16 products and multiplies the rounded numbers in float32, which is no faster; "
+            "use --precision fp32"
         )
