@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from case import heads, heads_native
 from case.heads import HeadCotangents, HeadWeights, Kept, product
@@ -77,11 +76,12 @@ class _Network(torch.autograd.Function):
         return cas, hidden[..., width:].to(cas.dtype), kept.attention, kept.logits
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, of_cas: Tensor | None, of_embedding: Tensor | None, of_attention: Tensor | None,
         of_logits: Tensor | None,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        if torch.is_grad_enabled():
+            raise RuntimeError("network: its gradient has no graph; call backward or grad without create_graph=True")
         scale, scratch, modalities, fused = ctx.given
         saved = ctx.saved_tensors
         kept, small = Kept(*saved[:4]), HeadWeights(*saved[4:9])

@@ -217,3 +217,13 @@ def test_bfloat16_products_are_rounded_once(
     assert wide[..., :7].isnan().all()
     assert wide[..., 72:].isnan().all()
     assert torch.equal(heads.product(x, y, plus), found)
+
+
+def test_a_second_derivative_is_refused(seed: int) -> None:
+    model = Learner(WIDTHS, make_settings(num_classes=CLASSES)).model
+    rows = [torch.rand(ROWS, width, requires_grad=True) for width in WIDTHS]
+    found = model(rows)
+    loss = found.cas.sum()
+    with pytest.raises(RuntimeError, match="^network: its gradient has no graph; call backward or grad without create"):
+        torch.autograd.grad(loss, rows, create_graph=True)
+    torch.autograd.grad(loss, rows)

@@ -113,9 +113,28 @@ def differentiate(
         for position in wanted:
             inputs[position] = inputs[position].detach().requires_grad_()
         outputs = _floating(function(*inputs))
+    return _gradients(outputs, [inputs[position] for position in wanted], grads)
+
+
+def gradients_with_graph(
+    reference: Callable[..., Any], inputs: Sequence[Any], needed: Sequence[bool], *grads: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``reference(*inputs)`` that can be differentiated again, which ``create_graph`` asks for.
+
+    In a ``backward`` grad mode is on only then, and kernels serve everybody else: what they write has no graph, and the
+    second derivatives would silently be zero. grads: as of ``differentiate``.
+    """
+    wanted = [x for x, want in zip(inputs, needed, strict=True) if want]
+    found = iter(_gradients(_floating(reference(*inputs)), wanted, grads, create_graph=True))
+    return tuple(next(found) if want else None for want in needed)
+
+
+def _gradients(
+    outputs: list[Tensor], leaves: list[Tensor], grads: Sequence[Tensor | None], create_graph: bool = False
+) -> tuple[Tensor, ...]:
     reached = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
-    leaves = [inputs[position] for position in wanted]
-    return torch.autograd.grad([o for o, _ in reached], leaves, [g for _, g in reached], materialize_grads=True)
+    given = [o for o, _ in reached], leaves, [g for _, g in reached]
+    return torch.autograd.grad(*given, create_graph=create_graph, materialize_grads=True)
 
 
 def _floating(outputs: Any) -> list[Tensor]:

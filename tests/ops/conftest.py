@@ -32,9 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("op")
+    if marker is not None and "name" in metafunc.fixturenames:
+        cases = [case for name in marker.args for case in _kernels_of(name)]
+        metafunc.parametrize("name, device", cases, indirect=["device"])
     if "device" not in metafunc.fixturenames or "name" in metafunc.fixturenames:
         return
-    marker = metafunc.definition.get_closest_marker("op")
     assert marker is not None, f"{metafunc.function.__name__} takes `device` but names no op: @pytest.mark.op(...)"
     implementations = [set(_backend.table()[name]) for name in marker.args]
     params = []
@@ -46,6 +49,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 marks = [pytest.mark.gpu] if kind == "cuda" else []
                 params.append(pytest.param((backend, kind), id=f"{backend}-{kind}", marks=marks))
     metafunc.parametrize("device", params, indirect=True)
+
+
+def _kernels_of(op: str) -> list[Any]:
+    """Each implementation of the op beside the reference, as a test that takes its ``name`` and ``device`` runs it."""
+    found = [implementation.split("/") for implementation in _backend.table()[op]]
+    return [
+        pytest.param(op, (b, kind), id=f"{op}-{b}-{kind}", marks=[pytest.mark.gpu] if kind == "cuda" else [])
+        for b, kind in found
+        if b != "reference"
+    ]
 
 
 @pytest.fixture
@@ -244,12 +257,13 @@ def _sample_arguments(draw: Draw, op: str) -> tuple[Any, ...]:
         "cosine_softmax": (draw.normal(n, d), draw.normal(k, d), 10.0, False),
         "soft_cross_entropy": (x, y),
         "generalized_cross_entropy": (y, draw.uniform(n, k), 0.7),
+        "temporal_iou": (draw.normal(n, 2).cumsum(-1), draw.normal(k, 2).cumsum(-1), 0.0),
     }[op]
 
 
 @pytest.fixture
 def sample_arguments(draw: Draw) -> Callable[[str], tuple[Any, ...]]:
-    """Arguments of a registered op that has kernels, float64 on the CPU."""
+    """Arguments of a registered op that has kernels and a gradient, float64 on the CPU."""
     return lambda op: _sample_arguments(draw, op)
 
 

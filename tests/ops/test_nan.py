@@ -21,20 +21,6 @@ OPS = (
 )  # fmt: skip
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "name" not in metafunc.fixturenames:
-        return  # the conftest's
-    params = []
-    for op in OPS:
-        for implementation in _backend.table()[op]:
-            backend, where = implementation.split("/")
-            if backend == "reference":
-                continue
-            marks = [pytest.mark.gpu] if where == "cuda" else []
-            params.append(pytest.param(op, (backend, where), id=f"{op}-{backend}-{where}", marks=marks))
-    metafunc.parametrize("name, device", params, indirect=["device"])
-
-
 def nans(results: list[Tensor]) -> list[Tensor]:
     return [x.detach().cpu().isnan() for x in results]
 
@@ -66,6 +52,7 @@ def compare(name, args, device):
     return found
 
 
+@pytest.mark.op(*OPS)
 def test_nan_goes_where_it_does_in_the_reference(sample_arguments, draw, device, name):
     clean = sample_arguments(name)
     for place, x in enumerate(clean):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,19 +26,6 @@ def module() -> ModuleType:
     found = _native.load()
     assert found is not None, "these implementations are in place only where the module is"
     return found
-
-
-def gradients_with_graph(
-    reference: Callable[..., Tensor], inputs: Sequence[Any], needed: Sequence[bool], cotangent: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``reference(*inputs)`` that can be differentiated again, which ``create_graph`` asks for.
-
-    In a ``backward`` grad mode is on only then; kernels serve everybody else."""
-    with torch.enable_grad():
-        out = reference(*inputs)
-    wanted = [x for x, want in zip(inputs, needed, strict=True) if want]
-    found = iter(torch.autograd.grad(out, wanted, cotangent, create_graph=True))
-    return tuple(next(found) if want else None for want in needed)
 
 
 def address(x: Tensor | None) -> int:

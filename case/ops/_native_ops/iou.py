@@ -7,6 +7,7 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
+from case.ops._registration import gradients_with_graph
 from case.ops.reference import nms as reference
 
 
@@ -47,7 +48,7 @@ class _TemporalIoU(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[no-untyped-def]
         a, b = ctx.saved_tensors
         if torch.is_grad_enabled():
-            da, db = _common.gradients_with_graph(
+            da, db = gradients_with_graph(
                 lambda one, other: reference.temporal_iou(one, other, ctx.length_offset),
                 (a, b),
                 ctx.needs_input_grad[:2],

@@ -15,6 +15,7 @@ from torch import Tensor
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
 from case.ops._native_ops.sinkhorn import sinkhorn
+from case.ops._registration import gradients_with_graph
 from case.ops.reference import losses as reference
 from case.ops.reference._numerics import accumulation_dtype
 from case.ops.reference.sinkhorn import dense_plan
@@ -101,7 +102,7 @@ class _RowLoss(torch.autograd.Function):
             return (
                 None,
                 None,
-                *_common.gradients_with_graph(
+                *gradients_with_graph(
                     lambda *given: getattr(reference, name)(*given, *settings), (x, t), needed, cotangent
                 ),
             )

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
+from case.ops._registration import gradients_with_graph
+from case.ops.reference import sinkhorn as reference
 from case.ops.reference._numerics import accumulation_dtype
 
 
@@ -41,15 +43,20 @@ class _RankPrior(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores: Tensor, centers: Tensor, sigma: float, ranks: str) -> Tensor:  # type: ignore[no-untyped-def]
         prior, positions = _fill(scores, centers, sigma, ranks)
-        ctx.save_for_backward(prior, positions, centers)
-        ctx.sigma = sigma
+        ctx.save_for_backward(prior, positions, scores, centers)
+        ctx.settings = sigma, ranks
         return prior.to(scores.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, None, None]:  # type: ignore[no-untyped-def]
-        prior, positions, centers = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor | None, None, None]:  # type: ignore[no-untyped-def]
+        prior, positions, scores, centers = ctx.saved_tensors
+        sigma, ranks = ctx.settings
+        if torch.is_grad_enabled():
+            _, of_centers = gradients_with_graph(
+                lambda s, c: reference.rank_prior(s, c, sigma, ranks), (scores, centers), (False, True), grad
+            )
+            return None, of_centers, None, None
         weighted = prior * grad.to(prior.dtype)
         logs = weighted - prior * weighted.sum((-2, -1), keepdim=True)
         gradient = (positions.unsqueeze(-2) @ logs).squeeze(-2) - logs.sum(-2) * centers.to(prior.dtype)
-        return None, (gradient / ctx.sigma**2).to(centers.dtype), None, None
+        return None, (gradient / sigma**2).to(centers.dtype), None, None

@@ -6,6 +6,7 @@ a problem.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
 from case.ops._native_ops.ranks import rank_positions
-from case.ops._registration import differentiate
+from case.ops._registration import differentiate, gradients_with_graph
 from case.ops.reference import sinkhorn as reference
 from case.ops.reference._numerics import accumulation_dtype
 
@@ -154,12 +155,13 @@ class _Sinkhorn(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         *history, positions = ctx.saved_tensors[:5]
         args = list(ctx.others)
         for i, x in zip(ctx.tensors, ctx.saved_tensors[5:]):
             args[i] = x
+        if torch.is_grad_enabled():
+            return None, *gradients_with_graph(_reference(ctx.potentials), args, ctx.needs_input_grad[1:], *grads)
         needed = [ctx.needs_input_grad[1 + i] for i in _DIFFERENTIABLE]
         if not ctx.regular:
             found = _reference_gradients(ctx.potentials, args, needed, grads)
@@ -173,13 +175,16 @@ class _Sinkhorn(torch.autograd.Function):
         return tuple(result)
 
 
+def _reference(potentials: bool) -> Callable[..., Any]:
+    return reference.sinkhorn_potentials if potentials else reference.sinkhorn
+
+
 def _reference_gradients(
     potentials: bool, args: list[Any], needed: list[bool], grads: tuple[Tensor | None, ...]
 ) -> list[Tensor | None]:
     """Of plain torch: where a column's mass is so far below the others' that the history cannot hold it."""
-    function = reference.sinkhorn_potentials if potentials else reference.sinkhorn
     wanted = [i for i, want in zip(_DIFFERENTIABLE, needed) if want]
-    found = iter(differentiate(function, args, wanted, grads))
+    found = iter(differentiate(_reference(potentials), args, wanted, grads))
     return [next(found) if want else None for want in needed]
 
 

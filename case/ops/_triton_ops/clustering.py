@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from case.kernels import clustering as kernels
 from case.kernels.config import MAX_CHAIN_CLUSTERS
 from case.ops import _backend
+from case.ops._registration import gradients_with_graph
 from case.ops._triton_ops._common import needs_gradient
 from case.ops._triton_ops._ranks import rank_term
 from case.ops.reference._numerics import accumulation_dtype
@@ -31,17 +31,20 @@ def clustering_losses(*chain: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
     given = (weights, foreground, index, term, sorted_, kernels.Settings(*settings))
     if needs_gradient(logits, embeddings):
-        return _ClusteringLosses.apply(logits, embeddings, given)
+        return _ClusteringLosses.apply(logits, embeddings, given, chain[2:])
     found = kernels.forward(logits, embeddings, *given)
     return found.scc, found.ccc, found.labels
 
 
 class _ClusteringLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, embeddings: Tensor, given: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits: Tensor, embeddings: Tensor, given: tuple[Any, ...], rest: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         chain = kernels.forward(logits, embeddings, *given)
-        # The embeddings are not read again.
-        ctx.save_for_backward(logits)
+        # The embeddings are read again for second derivatives alone.
+        ctx.save_for_backward(logits, embeddings)
+        ctx.rest = rest
         ctx.chain = chain._replace(scc=None, ccc=None, labels=None)
         ctx.width = embeddings.shape[2]
         ctx.samples = given[1].shape[0]
@@ -49,8 +52,13 @@ class _ClusteringLosses(torch.autograd.Function):
         return chain.scc, chain.ccc, chain.labels
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_scc: Tensor, of_ccc: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (logits,) = ctx.saved_tensors
+    def backward(ctx: Any, of_scc: Tensor, of_ccc: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        logits, embeddings = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = gradients_with_graph(
+                lambda *given: _backend.reference("clustering_losses")(*given, *ctx.rest),
+                (logits, embeddings), ctx.needs_input_grad[:2], of_scc, of_ccc, None,
+            )  # fmt: skip
+            return *found, None, None
         of_logits, of_embeddings = kernels.backward(logits, ctx.width, ctx.chain, ctx.samples, of_scc, of_ccc)
-        return of_logits, of_embeddings, None
+        return of_logits, of_embeddings, None, None

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from case.kernels import cosine as kernels
 from case.kernels.config import MAX_COSINE_COLUMNS
+from case.ops import _backend
+from case.ops._registration import gradients_with_graph
 from case.ops._triton_ops._common import batch, needs_gradient
 from case.ops.reference._numerics import accumulation_dtype
 
@@ -51,15 +52,20 @@ class _Cosine(torch.autograd.Function):
             unit_y=unit_y, softmax=softmax,
         )  # fmt: skip
         ctx.save_for_backward(x, y, out if logits is None else logits, *norms)
-        ctx.settings = scale, unit_y, softmax
+        ctx.settings = scale, unit_y, softmax, dtype
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         x, y, logits, *norms = ctx.saved_tensors
-        scale, unit_y, softmax = ctx.settings
+        scale, unit_y, softmax, dtype = ctx.settings
         need_x, need_y = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():
+            function = _backend.reference("cosine_softmax" if softmax else "cosine_logits")
+            of_each = gradients_with_graph(
+                lambda x, y: function(x.to(dtype), y.to(dtype), scale, unit_y), (x, y), (need_x, need_y), cotangent
+            )
+            return *of_each, None, None, None, None
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
         dy = torch.empty(y.shape, dtype=y.dtype, device=y.device) if need_y else None
         kernels.backward(

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from case.kernels import prototypes as kernels
 from case.kernels import prototypes_backward as backward_kernels
 from case.ops import _backend
+from case.ops._registration import gradients_with_graph
 from case.ops._triton_ops._common import batch, needs_gradient
 from case.ops._triton_ops._plan import plan_weights
 
@@ -53,13 +53,19 @@ class _Prototypes(torch.autograd.Function):
         found, ctx.weights = _forward(embeddings, normalize, weights)
         # The weights for autograd's check that nothing was changed in place; kernels read them through ctx.weights.
         ctx.save_for_backward(embeddings, found.exact, found.sizes, *(x for x in weights if isinstance(x, Tensor)))
-        ctx.normalize = normalize
+        ctx.normalize, ctx.given = normalize, weights
         return _shaped(embeddings, found)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, exact, sizes, weights, *_ = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            function = _backend.reference("prototypes" if len(ctx.given) == 1 else "prototypes_of_plan")
+            needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:], False)
+            of_embeddings, *others, _ = gradients_with_graph(
+                function, (embeddings, *ctx.given, ctx.normalize), needed, cotangent
+            )
+            return of_embeddings, None, *others
         needs_embeddings, _, needs_weights, *others = ctx.needs_input_grad
         of_embeddings = embeddings.new_empty(embeddings.shape) if needs_embeddings else None
         of_weights = weights.new_empty(weights.shape) if needs_weights else None

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from case.kernels import sinkhorn as kernels
 from case.kernels import sinkhorn_backward as backward_kernels
@@ -14,6 +13,7 @@ from case.kernels.config import MAX_COLUMNS
 from case.kernels.matrix import LogMatrix, accumulator, log_matrix
 from case.kernels.ranks import SortedChunks
 from case.ops import _backend
+from case.ops._registration import gradients_with_graph
 from case.ops._triton_ops._common import batch, needs_gradient
 from case.ops._triton_ops._ranks import rank_positions, rank_term
 from case.ops.reference._numerics import accumulation_dtype
@@ -91,9 +91,11 @@ class _Sinkhorn(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         _ = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            function = _backend.reference("sinkhorn" if ctx.plan else "sinkhorn_potentials")
+            return None, *gradients_with_graph(function, ctx.arguments, ctx.needs_input_grad[1:], *grads)
         p: _Problem = ctx.problem
         logits, prior, _, centers, _, _, rows, columns, _, scale, _, _ = ctx.arguments
         wants = dict(zip(("logits", "prior", "scores", "centers"), ctx.needs_input_grad[1:5], strict=True))
