@@ -224,6 +224,6 @@ def test_a_second_derivative_is_refused(seed: int) -> None:
     rows = [torch.rand(ROWS, width, requires_grad=True) for width in WIDTHS]
     found = model(rows)
     loss = found.cas.sum()
-    with pytest.raises(RuntimeError, match=r"^network: its gradient has no graph; call backward or grad without create"):
+    with pytest.raises(RuntimeError, match=r"^network: its gradient has no graph; "):
         torch.autograd.grad(loss, rows, create_graph=True)
     torch.autograd.grad(loss, rows)
