@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import pictures, tables
@@ -26,6 +27,8 @@ Entry = dict[str, Any]
 FILES = ("large", "ops")
 # What `auto` takes first, by device.
 ORDER = {"cpu": ("case", "native", "numpy", "reference"), "cuda": ("case", "triton", "native", "reference")}
+# Contenders that are the work as WTAL projects have it, in their own words; a case has one or none that counts.
+USUAL = ("usual code, Conv1d", "pandas loop", "numpy loop", "eager torch")
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,26 @@ def rivals(group: Iterable[Entry]) -> list[Entry]:
     return sorted(found, key=lambda e: e["extra_info"]["ratio"]["ratio"])
 
 
+def usual(group: Iterable[Entry]) -> Entry | None:
+    """What a WTAL project runs today, where it was timed."""
+    found = {e["extra_info"]["contender"]: e for e in rivals(group)}
+    return next((found[name] for name in USUAL if name in found), None)
+
+
 def verdict(machine: Machine) -> str:
-    """In a sentence: how often the op is faster than the fastest of what there is for the same work."""
+    """In two sentences: how much faster ops are than usual code, and how often than the fastest of what there is."""
     best = [found[0] for group in machine.groups().values() if own(group) and (found := rivals(group))]
     ratios = [e["extra_info"]["ratio"] for e in best]
     faster, slower = sum(r["low"] > 1 for r in ratios), sum(r["high"] < 1 for r in ratios)
-    return (
+    today = [e for group in machine.groups().values() if own(group) and (e := usual(group))]
+    gains = [e["extra_info"]["ratio"]["ratio"] for e in today]
+    gain = (
+        f"Usual code of WTAL projects takes {min(gains):.1f} to {max(gains):.1f} times as long, {median(gains):.1f} "
+        f"times in the middle of {len(gains)} cases.\n"
+        if gains
+        else ""
+    )
+    return gain + (
         f"Beside the fastest peer of each of {len(ratios)} cases, of all sizes, ops are faster in {faster}, slower in "
         f"{slower} (named below), and in {len(ratios) - faster - slower} the interval holds 1.\n"
     )
@@ -120,14 +137,17 @@ def at_a_glance(machine: Machine) -> str:
         mine = own(first)
         if mine is None:
             continue
-        against = [_against(sizes.get(scale)) for scale in (1, 10, 100)]
+        today = usual(first)
+        against = [_against([today] if today else None), *(_against(sizes.get(scale)) for scale in (1, 10, 100))]
+        if against[0] == against[1]:
+            against[1] = "the same"
         rows.append((first[0]["group"], tables.spread(spent(mine)), percent(machine.share(mine)), *against))
-    peers = ("fastest peer, its time over ours", "at 10 times the size", "at 100 times")
+    peers = ("usual code, its time over ours", "fastest peer", "at 10 times the size", "at 100 times")
     return table(("op", "time (quartiles)", "of the limit", *peers), rows)
 
 
 def _against(group: list[Entry] | None) -> str:
-    if group is None or own(group) is None:
+    if group is None:
         return ""
     found = rivals(group)
     return f"{found[0]['extra_info']['contender']} {ratio(found[0]['extra_info']['ratio'])}" if found else "none timed"

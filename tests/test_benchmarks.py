@@ -78,7 +78,8 @@ def test_report_says_what_the_files_say(results: Path, tmp_path: Path, capsys: p
     text = out.read_text()
     # The native row is what `auto` runs: 1 MB at 2 GB/s is 0.5 ms of its 1 ms.
     first = "| sinkhorn 12000 x 16 | 1 ms (900 µs to 1.1 ms) | 50 % | eager torch 0.50 (0.40 to 0.60) |"
-    assert f"{first} none timed | POT sinkhorn_log 4.00 (3.50 to 4.50) |" in text
+    assert f"{first} the same | none timed | POT sinkhorn_log 4.00 (3.50 to 4.50) |" in text
+    assert "takes 0.5 to 0.5 times as long, 0.5 times in the middle of 1 cases" in text
     assert "of 2 cases, of all sizes, ops are faster in 1, slower in 1 (named below), and in 0" in text
     long = (
         "- sinkhorn x 10, forward, eager torch (9.0 s); sinkhorn x 10, forward, POT ot.batch (8.0 s): more than 5 s\n"
