@@ -64,18 +64,8 @@ def _laid_out(x: Tensor, t: Tensor) -> _Rows:
         sizes = (1, math.prod(lead))
     else:
         sizes = (math.prod(lead[:-1]), lead[-1])
-    (x, of_x), (t, of_t) = _placed(x, sizes, k), _placed(t, sizes, k)
+    (x, of_x), (t, of_t) = _common.placed(x, sizes, k), _common.placed(t, sizes, k)
     return _Rows(x, t, sizes, (of_x, of_t))
-
-
-def _placed(x: Tensor, lead: tuple[int, int], k: int) -> tuple[Tensor, tuple[int, int]]:
-    """With contiguous columns, and the strides of batch and rows."""
-    if not x.is_contiguous():
-        x = x.reshape(*lead, k)
-        if x.stride(2) == 1 or k == 1:
-            return x, (x.stride(0), x.stride(1))
-        x = x.contiguous()
-    return x, (lead[1] * k, k)
 
 
 def _losses(name: str, settings: tuple[float, ...], rows: _Rows, shape: torch.Size) -> Tensor:
