@@ -4,10 +4,10 @@
 #include <limits>
 #include <vector>
 
-#include "chunk_sums.h"
 #include "fresh_pages.h"
 #include "narrow_tile.h"
 #include "parallel.h"
+#include "row_chunks.h"
 
 namespace case_wtal {
 namespace {
@@ -127,7 +127,6 @@ CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk,
   it.factors = memory;
   it.coefficient = coefficient;
   it.weights = pass.units.data() + group * problem.columns * panel_count<T>(problem.width) * kPanel<T>;
-  it.panels = to.y ? coefficient + kBlockRows : nullptr;
   it.sums = to.y ? pass.sums.start(group, chunk) : nullptr;
   pass.chunks.each_block(chunk, [&](int64_t start, int64_t rows) CASE_INLINE_LAMBDA {
     const int64_t first = group * problem.rows + start;
@@ -136,9 +135,7 @@ CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk,
     for (int64_t r = 0; r < rows; ++r) of_products(pass, first + r, memory + r * problem.columns, coefficient + r);
     if (to.x) {
       it.gradient = to.x + first * problem.width;
-      expand(it, [](int64_t, const T*, auto&) {});
-    } else {
-      copy_panels(it);
+      expand(it, [](int64_t, int64_t, int64_t, auto&) {});
     }
     if (to.y) add_products(it);
   });
@@ -164,15 +161,6 @@ void through_length(const T* unit, T length, int64_t width, T* gradient) {
 CASE_COSINE_CLONES(float)
 CASE_COSINE_CLONES(double)
 
-template <typename T, typename Pass>
-void run(Pass& pass, int64_t memory, int threads) {
-  parallel_with(
-      pass.problem.groups * pass.chunks.count, threads, [&] { return std::vector<T>(size_t(memory)); },
-      [&](std::vector<T>& mine, int64_t task) {
-        clone(pass, task / pass.chunks.count, task % pass.chunks.count, mine.data());
-      });
-}
-
 }  // namespace
 
 template <typename T>
@@ -184,7 +172,8 @@ void cosine_cpu(const CosineProblem<T>& problem, const CosineOutputs<T>& outputs
   parallel_for(problem.groups, threads, [&](int64_t g) {
     pass.units[size_t(g)] = Panels<T>(units.rows.data() + g * size, problem.columns, problem.width);
   });
-  run<T>(pass, kBlockRows * ceil_div(problem.columns, kLanes<T>) * kLanes<T>, threads);
+  each_chunk<T>(problem.groups, pass.chunks, threads, kBlockRows * ceil_div(problem.columns, kLanes<T>) * kLanes<T>,
+                [&](T* memory, int64_t group, int64_t chunk) { clone(pass, group, chunk, memory); });
 }
 
 template <typename T>
@@ -201,7 +190,8 @@ void cosine_backward_cpu(const CosineProblem<T>& problem, const CosineOutputs<T>
     pack_rows(units.rows.data() + g * size, columns, width, pass.units.data() + g * packed);
   }
   if (gradients.x) expect_to_fill(gradients.x, problem.groups * problem.rows * width);
-  run<T>(pass, kBlockRows * (columns + 1 + panel_count<T>(width) * kPanel<T>), threads);
+  each_chunk<T>(problem.groups, chunks, threads, kBlockRows * (columns + 1),
+                [&](T* memory, int64_t group, int64_t chunk) { clone(pass, group, chunk, memory); });
   if (!gradients.y) return;
   pass.sums.add_up(gradients.y, threads);
   if (problem.unit_y) return;

@@ -5,6 +5,7 @@
 
 #include "narrow_tile.h"
 #include "parallel.h"
+#include "row_chunks.h"
 
 namespace case_wtal {
 namespace {
@@ -123,12 +124,9 @@ void heads_cpu(const HeadSizes& sizes, const HeadWeights<T>& weights, T scale, c
                             Panels<T>(directions, sizes.clusters, width)});
   }
   const int64_t columns = ceil_div(std::max(sizes.classes, sizes.clusters), kLanes<T>) * kLanes<T>;
-  parallel_with(
-      sizes.groups * pass.chunks.count, threads_worth(sizes.groups * sizes.rows * width, num_threads),
-      [&] { return std::vector<T>(size_t(kBlockRows * columns)); },
-      [&](std::vector<T>& products, int64_t task) {
-        clone(pass, task / pass.chunks.count, task % pass.chunks.count, products.data());
-      });
+  each_chunk<T>(sizes.groups, pass.chunks, threads_worth(sizes.groups * sizes.rows * width, num_threads),
+                kBlockRows * columns,
+                [&](T* products, int64_t group, int64_t chunk) { clone(pass, group, chunk, products); });
 }
 
 template void heads_cpu(const HeadSizes&, const HeadWeights<float>&, float, const HeadOutputs<float>&, int);

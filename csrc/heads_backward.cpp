@@ -3,6 +3,7 @@
 #include "heads.h"
 #include "narrow_tile.h"
 #include "parallel.h"
+#include "row_chunks.h"
 
 namespace case_wtal {
 namespace {
@@ -59,16 +60,17 @@ struct Backward {
 template <typename T>
 CASE_INLINE void backward_part(const WideRows<T>& it) {
   constexpr int N = kPanel<T>;
-  expand(it, [&](int64_t panel, const T* x, auto& sum) CASE_INLINE_LAMBDA {
+  expand(it, [&](int64_t row, int64_t column, int64_t width, auto& sum) CASE_INLINE_LAMBDA {
     constexpr int M = int(std::extent_v<std::remove_reference_t<decltype(sum)>>);
-    T* bias = it.sums + panel * N * it.sum_rows + it.products * N;
+    T* bias = it.sums + column * it.sum_rows + it.products * N;
     T total[N];
 #pragma omp simd
     for (int n = 0; n < N; ++n) total[n] = bias[n];
     for (int m = 0; m < M; ++m) {
+      const T* x = it.x + (row + m) * it.x_stride + column;
 #pragma omp simd
-      for (int n = 0; n < N; ++n) {
-        sum[m][n] = x[m * N + n] <= 0 ? T(0) : sum[m][n];
+      for (int64_t n = 0; n < width; ++n) {
+        sum[m][n] = x[n] <= 0 ? T(0) : sum[m][n];
         total[n] += sum[m][n];
       }
     }
@@ -106,7 +108,6 @@ CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk,
   const HeadSizes& sizes = pass.sizes;
   const int64_t width = sizes.hidden;
   T* coefficient = products + kBlockRows * (sizes.clusters + 1);
-  T* panels = coefficient + kBlockRows;
   T* sums = pass.sums_of(group, chunk);
   pass.chunks.each_block(chunk, [&](int64_t start, int64_t rows) CASE_INLINE_LAMBDA {
     const int64_t first = group * sizes.rows + start;
@@ -129,7 +130,6 @@ CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk,
       it.sums = sums + layer.sums;
       it.sum_rows = layer.products + 1;
       it.gradient = pass.gradients.hidden + place;
-      it.panels = panels;
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t p = 0; p < layer.products; ++p) sums[layer.totals + p] += it.factors[r * layer.products + p];
       }
@@ -178,12 +178,8 @@ void heads_backward_cpu(const HeadSizes& sizes, const HeadWeights<T>& weights, T
                         const HeadCotangents<T>& given, const HeadGradients<T>& gradients, int num_threads) {
   Backward<T> pass(sizes, weights, scale, outputs, given, gradients);
   const int threads = threads_worth(sizes.groups * sizes.rows * sizes.hidden, num_threads);
-  parallel_with(
-      sizes.groups * pass.chunks.count, threads,
-      [&] { return std::vector<T>(size_t(kBlockRows * (sizes.clusters + 2 + pass.panels * kPanel<T>))); },
-      [&](std::vector<T>& products, int64_t task) {
-        clone(pass, task / pass.chunks.count, task % pass.chunks.count, products.data());
-      });
+  each_chunk<T>(sizes.groups, pass.chunks, threads, kBlockRows * (sizes.clusters + 2),
+                [&](T* products, int64_t group, int64_t chunk) { clone(pass, group, chunk, products); });
   parallel_for(sizes.groups, threads, [&](int64_t group) { gather(pass, group); });
 }
 

@@ -30,24 +30,6 @@ constexpr int64_t kBlockRows = 48;
 
 inline int64_t ceil_div(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
-// Rows of each group in chunks of whole blocks: 6 of them or more, so that there are at most `most` chunks.
-struct RowChunks {
-  int64_t rows, size, count;
-
-  explicit RowChunks(int64_t rows, int64_t most = 64) : rows(rows) {
-    const int64_t blocks = ceil_div(rows, kBlockRows);
-    size = kBlockRows * std::max<int64_t>(6, ceil_div(blocks, most));
-    count = ceil_div(rows, size);
-  }
-
-  // f(first row, rows) for each block of a chunk.
-  template <typename F>
-  CASE_INLINE void each_block(int64_t chunk, F f) const {
-    const int64_t end = std::min(rows, (chunk + 1) * size);
-    for (int64_t first = chunk * size; first < end; first += kBlockRows) f(first, std::min(kBlockRows, end - first));
-  }
-};
-
 // f(the size as a constant); 1 <= size <= Most.
 template <int Most, typename F>
 CASE_INLINE void with_constant(int64_t size, F f) {
@@ -91,13 +73,26 @@ CASE_INLINE void multiply(const T* left, int64_t row, int64_t step, const T* rig
   }
 }
 
-// The same, while row k of what is wanted next is fetched.
+// Lines of memory that are asked for one by one, ahead of their use.
+template <typename T>
+struct Ahead {
+  const T* at;
+  int64_t step;
+};
+
+// multiply, with rows of the right side copied next to each other.
 template <typename T, int M, int N>
-CASE_INLINE void multiply_ahead(const T* left, int64_t row, int64_t step, const T* right, int64_t right_row,
-                                int64_t depth, const T* next, int64_t next_row, T (&sum)[M][N]) {
-  for (int64_t k = 0; k < depth; ++k) {
-    fetch(next + k * next_row);
-    multiply(left + k * step, row, step, right + k * right_row, right_row, 1, sum);
+CASE_INLINE void multiply_copying(const T* left, int64_t row, int64_t step, const T* right, int64_t right_row,
+                                  int64_t depth, T* copy, Ahead<T> ahead, T (&sum)[M][N]) {
+  for (int64_t k = 0; k < depth; ++k, left += step, right += right_row, copy += N, ahead.at += ahead.step) {
+    fetch(ahead.at);
+#pragma omp simd
+    for (int n = 0; n < N; ++n) copy[n] = right[n];
+    for (int m = 0; m < M; ++m) {
+      const T factor = left[m * row];
+#pragma omp simd
+      for (int n = 0; n < N; ++n) sum[m][n] += factor * right[n];
+    }
   }
 }
 
@@ -192,28 +187,20 @@ struct WideRows {
   int64_t added_stride;
   T* gradient;
   int64_t gradient_stride;
-  T* panels;  // x by panels (rows, kPanel): written by expand or copy_panels, read by add_products
   T* sums;    // by panels (sum_rows, kPanel), of which the first `products` are the sums
   int64_t sum_rows;
 };
 
 // The last panel of a row may not be whole, which `full` tells.
 template <typename T, int M, bool full, typename Finish>
-CASE_INLINE void expand_tile(const WideRows<T>& it, int64_t row, int64_t panel, int64_t columns, const Finish& finish) {
+CASE_INLINE void expand_tile(const WideRows<T>& it, int64_t row, int64_t column, int64_t columns, const Finish& finish) {
   constexpr int N = kPanel<T>;
-  const int64_t width = full ? N : columns, column = panel * N;
-  T* copy = it.panels ? it.panels + panel * it.rows * N + row * N : nullptr;
+  const int64_t width = full ? N : columns;
   T sum[M][N];
   if (!full || !it.coefficient) clear(sum);
   for (int m = 0; m < M; ++m) {
-    const T* x = it.x ? it.x + (row + m) * it.x_stride + column : nullptr;
-    if (copy) {
-      if (!full) std::fill_n(copy + m * N, N, T(0));
-#pragma omp simd
-      for (int64_t n = 0; n < width; ++n) copy[m * N + n] = x[n];
-    }
     if (it.coefficient) {
-      const T coefficient = it.coefficient[row + m];
+      const T *x = it.x + (row + m) * it.x_stride + column, coefficient = it.coefficient[row + m];
 #pragma omp simd
       for (int64_t n = 0; n < width; ++n) sum[m][n] = -coefficient * x[n];
     }
@@ -225,7 +212,7 @@ CASE_INLINE void expand_tile(const WideRows<T>& it, int64_t row, int64_t panel, 
   }
   multiply<T, M, N>(it.factors + row * it.factor_stride, it.factor_stride, 1, it.weights + column * it.products, N,
                     it.products, sum);
-  finish(panel, copy, sum);
+  finish(row, column, width, sum);
   for (int m = 0; m < M; ++m) {
     T* to = it.gradient + (row + m) * it.gradient_stride + column;
 #pragma omp simd
@@ -233,46 +220,42 @@ CASE_INLINE void expand_tile(const WideRows<T>& it, int64_t row, int64_t panel, 
   }
 }
 
-// gradient = factors weights - coefficient x + added, after finish(panel, x, sum) on each tile (M, kPanel) of it.
+// gradient = factors weights - coefficient x + added, after finish(row, column, width, sum) on each tile (M, kPanel) of
+// it, of which `width` columns are there.
 template <typename T, typename Finish>
 CASE_INLINE void expand(const WideRows<T>& it, const Finish& finish) {
   const int64_t whole = it.width / kPanel<T>, rest = it.width % kPanel<T>;
   each_tile<kMostRows>(it.rows, [&](int64_t row, auto M) CASE_INLINE_LAMBDA {
-    for (int64_t p = 0; p < whole; ++p) expand_tile<T, M, true>(it, row, p, kPanel<T>, finish);
-    if (rest) expand_tile<T, M, false>(it, row, whole, rest, finish);
+    for (int64_t p = 0; p < whole; ++p) expand_tile<T, M, true>(it, row, p * kPanel<T>, kPanel<T>, finish);
+    if (rest) expand_tile<T, M, false>(it, row, whole * kPanel<T>, rest, finish);
   });
-}
-
-// x as add_products reads it: rows that lie a power of two apart would put each other out of the first-level cache.
-template <typename T>
-CASE_INLINE void copy_panels(const WideRows<T>& it) {
-  constexpr int N = kPanel<T>;
-  const int64_t whole = it.width / N, rest = it.width % N;
-  for (int64_t r = 0; r < it.rows; ++r) {
-    const T* x = it.x + r * it.x_stride;
-    T* to = it.panels + r * N;
-    for (int64_t p = 0; p < whole; ++p, x += N, to += it.rows * N) {
-#pragma omp simd
-      for (int n = 0; n < N; ++n) to[n] = x[n];
-    }
-    if (rest) std::fill_n(std::copy_n(x, rest, to), N - rest, T(0));
-  }
 }
 
 // sums += factors^T x, block by block: the sum of a chunk is not rounded at every row.
 template <typename T>
 CASE_INLINE void add_products(const WideRows<T>& it) {
   constexpr int N = kPanel<T>;
+  // A panel is read for each tile. In x its rows may lie a power of two apart, and then put each other out of the
+  // first-level cache.
+  T copy[kBlockRows * N];
   for (int64_t panel = 0; panel < panel_count<T>(it.width); ++panel) {
+    const T* x = it.x + panel * N;
+    const int64_t columns = panel_columns<T>(it.width, panel);
+    // The next block, in the order of its addresses if it has no gaps.
+    const bool whole = it.x_stride == it.width;
+    const T* next = it.x + it.rows * it.x_stride + panel * N * (whole ? it.rows : 1);
+    for (int64_t r = 0; columns < N && r < it.rows; ++r) {
+      std::fill_n(std::copy_n(x + r * it.x_stride, columns, copy + r * N), N - columns, T(0));
+    }
     each_tile<kMostRows>(it.products, [&](int64_t first, auto M) CASE_INLINE_LAMBDA {
       T sum[M][N];
       clear(sum);
-      const T *factors = it.factors + first, *panels = it.panels + panel * it.rows * N;
-      if (first == 0) {
-        multiply_ahead<T, M, N>(factors, 1, it.factor_stride, panels, N, it.rows,
-                                it.x + it.rows * it.x_stride + panel * N, it.x_stride, sum);
+      const T* factors = it.factors + first;
+      if (first == 0 && columns == N) {
+        multiply_copying<T, M, N>(factors, 1, it.factor_stride, x, it.x_stride, it.rows, copy,
+                                  Ahead<T>{next, whole ? N : it.x_stride}, sum);
       } else {
-        multiply<T, M, N>(factors, 1, it.factor_stride, panels, N, it.rows, sum);
+        multiply<T, M, N>(factors, 1, it.factor_stride, copy, N, it.rows, sum);
       }
       T* to = it.sums + panel * N * it.sum_rows + first * N;
       for (int m = 0; m < M; ++m) {

@@ -3,10 +3,10 @@
 #include <cmath>
 #include <vector>
 
-#include "chunk_sums.h"
 #include "fresh_pages.h"
 #include "narrow_tile.h"
 #include "parallel.h"
+#include "row_chunks.h"
 
 namespace case_wtal {
 namespace {
@@ -74,25 +74,22 @@ CASE_INLINE void add_sparse(const WideRows<T>& it, int64_t* places) {
 }
 
 template <typename T>
-CASE_INLINE void forward_chunk(Forward<T>& pass, int64_t group, int64_t chunk, T* memory) {
+CASE_INLINE void forward_chunk(Forward<T>& pass, int64_t group, int64_t chunk, int64_t* places) {
   const PrototypeProblem<T>& problem = pass.problem;
   WideRows<T> it{};
   it.width = problem.width;
   it.products = it.sum_rows = problem.columns;
   it.x_stride = problem.e.row_stride;
   it.factor_stride = problem.w.row_stride;
-  it.panels = memory;
   it.sums = pass.sums.start(group, chunk);
   T* masses = pass.masses.data() + (group * pass.chunks.count + chunk) * problem.columns;
-  std::vector<int64_t> places(size_t(problem.columns));
   pass.chunks.each_block(chunk, [&](int64_t start, int64_t rows) CASE_INLINE_LAMBDA {
     it.rows = rows;
     it.x = problem.e.row(group, start);
     it.factors = problem.w.row(group, start);
     if (is_sparse(it)) {
-      add_sparse(it, places.data());
+      add_sparse(it, places);
     } else {
-      copy_panels(it);
       add_products(it);
     }
     if (pass.masses.empty()) return;
@@ -136,29 +133,20 @@ CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk,
       it.rows = rows;
       it.factors = problem.w.row(group, start);
       it.gradient = pass.gradients.e + first * width;
-      expand(it, [](int64_t, const T*, auto&) {});
+      expand(it, [](int64_t, int64_t, int64_t, auto&) {});
     }
   });
 }
 
-#define CASE_PROTOTYPE_CLONES(T)                                                            \
-  CASE_SIMD_CLONES void clone(Forward<T>& pass, int64_t group, int64_t chunk, T* memory) {   \
-    forward_chunk(pass, group, chunk, memory);                                              \
+#define CASE_PROTOTYPE_CLONES(T)                                                                  \
+  CASE_SIMD_CLONES void clone(Forward<T>& pass, int64_t group, int64_t chunk, int64_t* places) {   \
+    forward_chunk(pass, group, chunk, places);                                                    \
   }                                                                                         \
   CASE_SIMD_CLONES void clone(Backward<T>& pass, int64_t group, int64_t chunk, T* memory) {  \
     backward_chunk(pass, group, chunk, memory);                                             \
   }
 CASE_PROTOTYPE_CLONES(float)
 CASE_PROTOTYPE_CLONES(double)
-
-template <typename T, typename Pass>
-void run(Pass& pass, int64_t memory, int threads) {
-  parallel_with(
-      pass.problem.groups * pass.chunks.count, threads, [&] { return std::vector<T>(size_t(memory)); },
-      [&](std::vector<T>& mine, int64_t task) {
-        clone(pass, task / pass.chunks.count, task % pass.chunks.count, mine.data());
-      });
-}
 
 template <typename T>
 int threads_of(const PrototypeProblem<T>& problem, int num_threads) {
@@ -202,7 +190,8 @@ void prototypes_cpu(const PrototypeProblem<T>& problem, const PrototypeOutputs<T
   const bool mean = problem.norm == PrototypeNorm::kMean;
   Forward<T> pass{problem, chunks, ChunkSums<T>(groups, chunks.count, columns, width),
                   std::vector<T>(mean ? size_t(groups * chunks.count * columns) : 0)};
-  run<T>(pass, kBlockRows * panel_count<T>(width) * kPanel<T>, threads);
+  each_chunk<int64_t>(groups, chunks, threads, columns,
+                      [&](int64_t* places, int64_t group, int64_t chunk) { clone(pass, group, chunk, places); });
   T* sums = outputs.sums ? outputs.sums : outputs.z;
   pass.sums.add_up(sums, threads);
   for (int64_t i = 0; i < groups * columns; ++i) {
@@ -236,7 +225,8 @@ void prototypes_backward_cpu(const PrototypeProblem<T>& problem, const Prototype
     if (gradients.w) pass.panels[size_t(g)] = Panels<T>(of_sums, columns, width);
   });
   if (gradients.e) expect_to_fill(gradients.e, groups * problem.rows * width);
-  run<T>(pass, kBlockRows * ceil_div(columns, kLanes<T>) * kLanes<T>, threads);
+  each_chunk<T>(groups, pass.chunks, threads, kBlockRows * ceil_div(columns, kLanes<T>) * kLanes<T>,
+                [&](T* memory, int64_t group, int64_t chunk) { clone(pass, group, chunk, memory); });
 }
 
 #define CASE_PROTOTYPES(T)                                                                    \

@@ -1,14 +1,47 @@
-// Sums over the rows of groups, made of sums over chunks: these depend on sizes alone, so threads change no bit.
+// Rows of groups in chunks, and sums over rows that are made of the chunks': these depend on sizes alone, so threads
+// change no bit.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "narrow_tile.h"
 #include "parallel.h"
 
 namespace case_wtal {
+
+// Rows of each group in chunks of whole blocks: 6 of them or more, so that there are at most `most` chunks.
+struct RowChunks {
+  int64_t rows, size, count;
+
+  explicit RowChunks(int64_t rows, int64_t most = 64) : rows(rows) {
+    const int64_t blocks = ceil_div(rows, kBlockRows);
+    size = kBlockRows * std::max<int64_t>(6, ceil_div(blocks, most));
+    count = ceil_div(rows, size);
+  }
+
+  // f(first row, rows) for each block of a chunk.
+  template <typename F>
+  CASE_INLINE void each_block(int64_t chunk, F f) const {
+    const int64_t end = std::min(rows, (chunk + 1) * size);
+    for (int64_t first = chunk * size; first < end; first += kBlockRows) f(first, std::min(kBlockRows, end - first));
+  }
+};
+
+// f(memory, group, chunk) for all chunks of all groups; memory for `size` numbers is a thread's own. Threads begin far
+// from each other: where results lie in pages that are not there yet, neighbours would make the same ones.
+template <typename M, typename F>
+void each_chunk(int64_t groups, const RowChunks& chunks, int threads, int64_t size, const F& f) {
+  const int64_t count = groups * chunks.count, stretch = ceil_div(count, threads);
+  parallel_with(
+      stretch * threads, threads, [&] { return std::vector<M>(size_t(size)); },
+      [&](std::vector<M>& memory, int64_t i) {
+        const int64_t task = i % threads * stretch + i / threads;
+        if (task < count) f(memory.data(), task / chunks.count, task % chunks.count);
+      });
+}
 
 // Some 64 chunks of all groups together: enough for any number of threads there is use for, and few to add up.
 inline RowChunks chunks_of_sums(int64_t groups, int64_t rows) {
