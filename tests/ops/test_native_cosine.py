@@ -21,9 +21,9 @@ DTYPES = [(torch.float32, 1e-5), (torch.float64, 1e-12)]
 OPS = [pytest.param(ops.cosine_logits, id="logits"), pytest.param(ops.cosine_softmax, id="softmax")]
 # (groups, rows, columns, width): tiles of 1 to 8 rows and 1 to 3 vectors, panels whole and not, blocks, chunks.
 SIZES = [
-    (1, 0, 3, 8), (2, 5, 0, 8), (2, 5, 3, 0), (1, 1, 1, 1), (3, 47, 2, 7), (2, 48, 8, 16), (1, 49, 9, 33), (2, 97, 16, 129),
-    (1, 301, 25, 40), (1, 130, 50, 31), (2, 14_000, 2, 3), (1, 60, MOST_COLUMNS, 24), (1, 20, MOST_COLUMNS + 1, 24),
-    (70, 9, 4, 20),
+    (1, 0, 3, 8), (2, 5, 0, 8), (2, 5, 3, 0), (1, 1, 1, 1), (3, 47, 2, 7), (2, 48, 8, 16), (1, 49, 9, 33),
+    (2, 97, 16, 129), (1, 301, 25, 40), (1, 130, 50, 31), (2, 14_000, 2, 3), (1, 60, MOST_COLUMNS, 24),
+    (1, 20, MOST_COLUMNS + 1, 24), (70, 9, 4, 20),
 ]  # fmt: skip
 
 

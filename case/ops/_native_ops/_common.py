@@ -43,7 +43,7 @@ def gradients_with_graph(
 
 
 def placed(x: Tensor, lead: tuple[int, int], k: int) -> tuple[Tensor, tuple[int, int]]:
-    """x as (batch, n) rows of k contiguous columns, and the strides of batch and rows: a copy only where none say it."""
+    """x as (batch, n) rows of k contiguous columns, and strides of batch and rows: a copy only where none say it."""
     if not x.is_contiguous():
         x = x.reshape(*lead, k)
         if x.stride(2) == 1 or k == 1:

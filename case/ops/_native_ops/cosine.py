@@ -12,8 +12,8 @@ from case.ops._native_ops._common import DTYPES, address, placed
 from case.ops.reference import cosine as reference
 from case.ops.reference._numerics import accumulation_dtype
 
-# Rows of y beyond which a matrix product is no longer bound by the reading of x, and torch's is as fast.
-MOST_COLUMNS = 128
+# Rows of y beyond which there is little to gain over torch, and the sums that make dy take more memory than x.
+MOST_COLUMNS = 256
 
 
 def cosine_logits(x: Tensor, y: Tensor, scale: float, unit_y: bool) -> Tensor:
@@ -44,7 +44,7 @@ class _Problem:
     """As ``case._C`` takes it; keeps alive what it points to."""
 
     def __init__(self, x: Tensor, y: Tensor, scale: float, unit_y: bool, softmax: bool) -> None:
-        *lead, rows, width = x.shape
+        rows, width = x.shape[-2:]
         groups = x.shape[:-2].numel()
         self.x, strides = placed(x, (groups, rows), width)
         self.y = y.contiguous()

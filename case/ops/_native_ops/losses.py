@@ -1,6 +1,6 @@
 """Cross entropies by ``csrc/losses.cpp``, and ``clustering_losses`` on the CPU.
 
-The chain: torch for what is wide, C++ for both transports and both cross entropies.
+The chain: C++ for both transports, both cross entropies, the prototypes and their similarity; torch between them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
+from case.ops._native_ops.cosine import cosine_logits
+from case.ops._native_ops.prototypes import prototypes
 from case.ops._native_ops.sinkhorn import sinkhorn
 from case.ops.reference import losses as reference
 from case.ops.reference._numerics import accumulation_dtype
@@ -33,7 +35,10 @@ def generalized_cross_entropy(p: Tensor, target: Tensor, q: float) -> Tensor:
     return _run("generalized_cross_entropy", (q,), p, target)
 
 
-clustering_losses = partial(reference.clustering_losses, transport=sinkhorn, cross_entropy=soft_cross_entropy)
+clustering_losses = partial(
+    reference.clustering_losses, transport=sinkhorn, cross_entropy=soft_cross_entropy, prototypes=prototypes,
+    similarity=cosine_logits,
+)  # fmt: skip
 
 
 def _run(name: str, settings: tuple[float, ...], x: Tensor, t: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class _Problem:
     """As ``case._C`` takes it; keeps alive what it points to."""
 
     def __init__(self, embeddings: Tensor, weights: Tensor, normalize: str) -> None:
-        *lead, rows, width = embeddings.shape
+        rows, width = embeddings.shape[-2:]
         self.columns = weights.shape[-1]
         groups = embeddings.shape[:-2].numel()
         self.embeddings, of_embeddings = placed(embeddings, (groups, rows), width)
@@ -79,7 +79,7 @@ class _Prototypes(torch.autograd.Function):
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
             of_e, of_w = _common.gradients_with_graph(
-                lambda *given: reference.prototypes(*given, ctx.normalize), (embeddings, weights), needed, cotangent
+                lambda e, w: reference.prototypes(e, w, ctx.normalize), (embeddings, weights), needed, cotangent
             )
             return of_e, of_w, None
         problem = _Problem(embeddings, weights, ctx.normalize)
