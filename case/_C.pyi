@@ -203,6 +203,41 @@ def sinkhorn_backward_cpu(
 ) -> None:
     """Cotangents (q, u, v) -> gradients (logits, prior, centers, row_marginal, column_marginal)."""
 
+_Wide = tuple[int, int, int, int]  # groups, rows, columns, width
+_Cosine = tuple[
+    Literal["float32", "float64"],
+    _Wide,
+    _Matrix,  # x
+    int,  # y
+    float,  # scale
+    bool,  # unit_y
+    bool,  # softmax
+]
+
+def cosine_cpu(problem: _Cosine, outputs: tuple[int, int], num_threads: int = 0) -> None:
+    """Logits or their softmax, and the lengths of x, 0: not kept; see csrc/cosine.h."""
+
+def cosine_backward_cpu(
+    problem: _Cosine, outputs: tuple[int, int], cotangent: int, results: tuple[int, int], num_threads: int = 0
+) -> None:
+    """Gradients (x, y), 0 for what is not wanted."""
+
+_Prototypes = tuple[
+    Literal["float32", "float64"],
+    _Wide,
+    _Matrix,  # embeddings
+    _Matrix,  # weights
+    Literal["mean", "l2", "sum"],
+]
+
+def prototypes_cpu(problem: _Prototypes, z: int, kept: tuple[int, int], num_threads: int = 0) -> None:
+    """Weighted sums of rows, normalised; kept: sums and sizes, 0: not kept; see csrc/prototypes.h."""
+
+def prototypes_backward_cpu(
+    problem: _Prototypes, kept: tuple[int, int], cotangent: int, results: tuple[int, int], num_threads: int = 0
+) -> None:
+    """Gradients (embeddings, weights), 0 for what is not wanted."""
+
 _Rows = tuple[
     Literal["float32", "float64"],
     tuple[int, int, int],  # batch, n, k

@@ -6,7 +6,6 @@
 namespace case_wtal {
 namespace {
 
-using Address = uintptr_t;
 using Five = std::tuple<Address, Address, Address, Address, Address>;
 // dtype, (groups, rows, hidden, classes, clusters), HeadWeights, scale, HeadOutputs.
 using Problem = std::tuple<std::string, std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>, Five, double, Five>;

@@ -4,18 +4,10 @@
 namespace case_wtal {
 namespace {
 
-using Address = uintptr_t;
-using Matrix = std::tuple<Address, int64_t, int64_t>;  // address, strides of batch and rows
 // dtype, (batch, n, k), logits or probabilities, targets.
 using Rows = std::tuple<std::string, std::tuple<int64_t, int64_t, int64_t>, Matrix, Matrix>;
 // Gradients of the two, 0 where not wanted.
 using Results = std::tuple<Address, Address>;
-
-template <typename T>
-RowMatrix<T> matrix(const char* name, const Matrix& given, int64_t count) {
-  const auto [address, batch_stride, row_stride] = given;
-  return {pointer<const T>(name, address, count), batch_stride, row_stride};
-}
 
 // run(rows in the type of the dtype).
 template <typename Run>

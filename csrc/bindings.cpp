@@ -118,6 +118,7 @@ PYBIND11_MODULE(_C, module) {
              "The same in memory of the current CUDA device, enqueued on stream (a cudaStream_t as an integer); "
              "does not wait.");
 #endif
+  case_wtal::bind_cosine(module);
   case_wtal::bind_detections(module);
   case_wtal::bind_heads(module);
   case_wtal::bind_losses(module);
@@ -125,6 +126,7 @@ PYBIND11_MODULE(_C, module) {
   case_wtal::bind_nms(module);
   case_wtal::bind_pooling(module);
   case_wtal::bind_proposals(module);
+  case_wtal::bind_prototypes(module);
   case_wtal::bind_sinkhorn(module);
   module.def("build_info", &build_info, "How this module was compiled.");
   module.attr("INTERFACE") = CASE_INTERFACE;

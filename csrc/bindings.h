@@ -8,10 +8,14 @@
 #include <tuple>
 
 #include "emulation.h"
+#include "row_matrix.h"
 
 namespace case_wtal {
 
 namespace py = pybind11;
+
+using Address = uintptr_t;
+using Matrix = std::tuple<Address, int64_t, int64_t>;  // address, strides of batch and rows
 
 inline void check_size(const char* name, int64_t value) {
   if (value < 0) throw py::value_error(std::string(name) + " must not be negative, got " + std::to_string(value));
@@ -21,6 +25,12 @@ template <typename T>
 T* pointer(const char* name, uintptr_t address, int64_t count) {
   if (count > 0 && address == 0) throw py::value_error(std::string(name) + " must be an address, got 0");
   return reinterpret_cast<T*>(address);
+}
+
+template <typename T>
+RowMatrix<T> matrix(const char* name, const Matrix& given, int64_t count) {
+  const auto [address, batch_stride, row_stride] = given;
+  return {pointer<const T>(name, address, count), batch_stride, row_stride};
 }
 
 // run(zero of the type that dtype names).
@@ -42,6 +52,7 @@ inline Emulation emulation_of(const EmulationArguments& given) {
   return {blocks, threads, order, seed};
 }
 
+void bind_cosine(py::module_& module);
 void bind_detections(py::module_& module);
 void bind_heads(py::module_& module);
 void bind_losses(py::module_& module);
@@ -49,6 +60,7 @@ void bind_map(py::module_& module);
 void bind_nms(py::module_& module);
 void bind_pooling(py::module_& module);
 void bind_proposals(py::module_& module);
+void bind_prototypes(py::module_& module);
 void bind_sinkhorn(py::module_& module);
 
 }  // namespace case_wtal

@@ -3,55 +3,12 @@
 #include <cmath>
 #include <vector>
 
-#include "heads_tile.h"
+#include "narrow_tile.h"
 #include "parallel.h"
+#include "row_chunks.h"
 
 namespace case_wtal {
 namespace {
-
-constexpr int kMostVectors = 3;  // of a tile's columns
-
-// Narrow weights (columns, depth), transposed: panels of 1 to 3 vectors of columns, each (depth, its columns).
-template <typename T>
-struct Panels {
-  int64_t columns, depth, vectors;
-  std::vector<T> values;
-
-  Panels(const T* weights, int64_t columns, int64_t depth)
-      : columns(columns), depth(depth), vectors(ceil_div(columns, kLanes<T>)), values(size_t(width() * depth)) {
-    each_tile<kMostVectors>(vectors, [&](int64_t first, auto count) {
-      const int64_t start = first * kLanes<T>, size = count * kLanes<T>;
-      for (int64_t c = start; c < std::min(columns, start + size); ++c) {
-        for (int64_t k = 0; k < depth; ++k) {
-          values[size_t(start * depth + k * size + c - start)] = weights[c * depth + k];
-        }
-      }
-    });
-  }
-
-  int64_t width() const { return vectors * kLanes<T>; }
-};
-
-// out (rows, panels.width()) = x (rows, depth) times the panels.
-template <typename T>
-CASE_INLINE void narrow_product(const T* x, int64_t stride, int64_t rows, const Panels<T>& panels, T* out) {
-  each_tile<kMostVectors>(panels.vectors, [&](int64_t first, auto vectors) CASE_INLINE_LAMBDA {
-    constexpr int N = vectors * kLanes<T>;
-    const int64_t start = first * kLanes<T>;
-    each_tile<std::min(kTileVectors / vectors, 8)>(rows, [&](int64_t row, auto M) CASE_INLINE_LAMBDA {
-      T sum[M][N];
-      for (int m = 0; m < M; ++m) {
-#pragma omp simd
-        for (int n = 0; n < N; ++n) sum[m][n] = 0;
-      }
-      multiply<T, M, N>(x + row * stride, stride, 1, panels.values.data() + start * panels.depth, N, panels.depth, sum);
-      for (int m = 0; m < M; ++m) {
-#pragma omp simd
-        for (int n = 0; n < N; ++n) out[(row + m) * panels.width() + start + n] = sum[m][n];
-      }
-    });
-  });
-}
 
 template <typename T>
 CASE_INLINE T activated(T x, T bias) {
@@ -104,7 +61,7 @@ template <typename T>
 struct Forward {
   HeadSizes sizes;
   HeadOutputs<T> outputs;
-  HeadChunks chunks;
+  RowChunks chunks;
   T scale;
   std::vector<GroupWeights<T>> weights;
 };
@@ -157,7 +114,7 @@ CASE_SIMD_CLONES void clone(const Forward<double>& pass, int64_t group, int64_t 
 template <typename T>
 void heads_cpu(const HeadSizes& sizes, const HeadWeights<T>& weights, T scale, const HeadOutputs<T>& outputs,
                int num_threads) {
-  Forward<T> pass{sizes, outputs, HeadChunks(sizes.rows), scale, {}};
+  Forward<T> pass{sizes, outputs, RowChunks(sizes.rows), scale, {}};
   const int64_t width = sizes.hidden;
   for (int64_t g = 0; g < sizes.groups; ++g) {
     const T* directions = weights.directions + g * (sizes.clusters + 1) * width;
@@ -167,12 +124,9 @@ void heads_cpu(const HeadSizes& sizes, const HeadWeights<T>& weights, T scale, c
                             Panels<T>(directions, sizes.clusters, width)});
   }
   const int64_t columns = ceil_div(std::max(sizes.classes, sizes.clusters), kLanes<T>) * kLanes<T>;
-  parallel_with(
-      sizes.groups * pass.chunks.count, threads_worth(sizes.groups * sizes.rows * width, num_threads),
-      [&] { return std::vector<T>(size_t(kBlockRows * columns)); },
-      [&](std::vector<T>& products, int64_t task) {
-        clone(pass, task / pass.chunks.count, task % pass.chunks.count, products.data());
-      });
+  each_chunk<T>(sizes.groups, pass.chunks, threads_worth(sizes.groups * sizes.rows * width, num_threads),
+                kBlockRows * columns,
+                [&](T* products, int64_t group, int64_t chunk) { clone(pass, group, chunk, products); });
 }
 
 template void heads_cpu(const HeadSizes&, const HeadWeights<float>&, float, const HeadOutputs<float>&, int);

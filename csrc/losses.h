@@ -12,14 +12,9 @@
 
 #include <cstdint>
 
-namespace case_wtal {
+#include "row_matrix.h"
 
-// (batch, n, k) with contiguous columns; strides in elements.
-template <typename T>
-struct RowMatrix {
-  const T* data;
-  int64_t batch_stride, row_stride;
-};
+namespace case_wtal {
 
 // Logits or probabilities, and targets.
 template <typename T>

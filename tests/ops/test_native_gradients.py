@@ -25,6 +25,16 @@ OPS: dict[str, tuple[Op, tuple[tuple[int, ...], ...]]] = {
         lambda p, t: ops.generalized_cross_entropy(p.sigmoid(), t.sigmoid(), q=0.7),
         ((3, 7), (3, 7)),
     ),
+    "cosine_logits": (lambda x, y: ops.cosine_logits(x, y, scale=2.0), ((2, 6, 5), (2, 3, 5))),
+    "cosine_of_units": (lambda x, y: ops.cosine_logits(x, y, scale=2.0, unit_y=True), ((2, 6, 5), (2, 3, 5))),
+    "cosine_softmax": (lambda x, y: ops.cosine_softmax(x, y, scale=2.0), ((2, 6, 5), (2, 3, 5))),
+    **{
+        f"prototypes_{normalize}": (
+            lambda e, w, normalize=normalize: ops.prototypes(e, w.sigmoid(), normalize=normalize),
+            ((2, 7, 5), (2, 7, 3)),
+        )
+        for normalize in ("mean", "l2", "sum")
+    },
     "topk_pool": (lambda x, v: ops.topk_pool(x, v, 3), ((9, 4), (2, 9, 4))),
     "temporal_iou": (lambda a, b: ops.temporal_iou(a.cumsum(-1), b.cumsum(-1)), ((2, 5, 2), (2, 3, 2))),
 }
@@ -87,6 +97,7 @@ def test_registered_ops_take_what_the_reference_takes(draw):
     """``torch.ops.case`` has no checks in front of it: other shapes and dtypes give the reference's result or error."""
     many, few = draw.normal(40, 2, 2).cumsum(-1), draw.normal(2, 2).cumsum(-1)
     rows, row = draw.normal(4, 5).sigmoid(), draw.normal(5).sigmoid()
+    wide, units, weights = draw.normal(2, 9, 5), draw.normal(2, 3, 5), draw.uniform(2, 9, 4)
     long, short = draw.normal(600, 2), draw.normal(3, 2)
     for call in (
         lambda: torch.ops.case.temporal_iou(many, few, 0.0),
@@ -94,6 +105,13 @@ def test_registered_ops_take_what_the_reference_takes(draw):
         lambda: torch.ops.case.generalized_cross_entropy(rows, row, 0.7),
         lambda: torch.ops.case.generalized_cross_entropy(row, rows, 0.7),
         lambda: torch.ops.case.soft_cross_entropy(rows, row),
+        lambda: torch.ops.case.cosine_logits(wide, units[0], 2.0, False),
+        lambda: torch.ops.case.cosine_logits(wide[0], units, 2.0, True),
+        lambda: torch.ops.case.cosine_softmax(wide[0, 0], units[0], 2.0, False),
+        lambda: torch.ops.case.cosine_logits(wide.float(), units, 2.0, False),
+        lambda: torch.ops.case.prototypes(wide, weights[0], "l2"),
+        lambda: torch.ops.case.prototypes(wide[0], weights, "mean"),
+        lambda: torch.ops.case.prototypes(wide.float(), weights, "sum"),
     ):
         found, wanted = both(call)
         torch.testing.assert_close(found, wanted)

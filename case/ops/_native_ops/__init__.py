@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from case import _native
 from case.ops import _backend
-from case.ops._native_ops import iou, losses, nms, nms_blocks, nms_vote_blocks, pooling, proposals, ranks, sinkhorn
+from case.ops._native_ops import (
+    cosine,
+    iou,
+    losses,
+    nms,
+    nms_blocks,
+    nms_vote_blocks,
+    pooling,
+    proposals,
+    prototypes,
+    ranks,
+    sinkhorn,
+)
 
 if _native.load() is not None:
     _backend.add("batched_nms", "native", "cpu", nms.batched_nms)
     _backend.add("batched_nms_padded", "native", "cpu", nms.batched_nms_padded)
     _backend.add("clustering_losses", "native", "cpu", losses.clustering_losses)
+    _backend.add("cosine_logits", "native", "cpu", cosine.cosine_logits)
+    _backend.add("cosine_softmax", "native", "cpu", cosine.cosine_softmax)
     _backend.add("generalized_cross_entropy", "native", "cpu", losses.generalized_cross_entropy)
     _backend.add("propose", "native", "cpu", proposals.propose)
     _backend.add("propose_padded", "native", "cpu", proposals.propose_padded)
+    _backend.add("prototypes", "native", "cpu", prototypes.prototypes)
+    _backend.add("prototypes_of_plan", "native", "cpu", prototypes.prototypes_of_plan)
     _backend.add("rank_prior", "native", "cpu", ranks.rank_prior)
     _backend.add("score_vote", "native", "cpu", nms.score_vote)
     _backend.add("sinkhorn", "native", "cpu", sinkhorn.sinkhorn)

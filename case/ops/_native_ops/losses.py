@@ -1,6 +1,6 @@
 """Cross entropies by ``csrc/losses.cpp``, and ``clustering_losses`` on the CPU.
 
-The chain: torch for what is wide, C++ for both transports and both cross entropies.
+The chain: C++ for both transports, both cross entropies, the prototypes and their similarity; torch between them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
+from case.ops._native_ops.cosine import cosine_logits
+from case.ops._native_ops.prototypes import prototypes
 from case.ops._native_ops.sinkhorn import sinkhorn
 from case.ops._registration import gradients_with_graph
 from case.ops.reference import losses as reference
@@ -34,7 +36,10 @@ def generalized_cross_entropy(p: Tensor, target: Tensor, q: float) -> Tensor:
     return _run("generalized_cross_entropy", (q,), p, target)
 
 
-clustering_losses = partial(reference.clustering_losses, transport=sinkhorn, cross_entropy=soft_cross_entropy)
+clustering_losses = partial(
+    reference.clustering_losses, transport=sinkhorn, cross_entropy=soft_cross_entropy, prototypes=prototypes,
+    similarity=cosine_logits,
+)  # fmt: skip
 
 
 def _run(name: str, settings: tuple[float, ...], x: Tensor, t: Tensor) -> Tensor:
@@ -65,18 +70,8 @@ def _laid_out(x: Tensor, t: Tensor) -> _Rows:
         sizes = (1, math.prod(lead))
     else:
         sizes = (math.prod(lead[:-1]), lead[-1])
-    (x, of_x), (t, of_t) = _placed(x, sizes, k), _placed(t, sizes, k)
+    (x, of_x), (t, of_t) = _common.placed(x, sizes, k), _common.placed(t, sizes, k)
     return _Rows(x, t, sizes, (of_x, of_t))
-
-
-def _placed(x: Tensor, lead: tuple[int, int], k: int) -> tuple[Tensor, tuple[int, int]]:
-    """With contiguous columns, and the strides of batch and rows."""
-    if not x.is_contiguous():
-        x = x.reshape(*lead, k)
-        if x.stride(2) == 1 or k == 1:
-            return x, (x.stride(0), x.stride(1))
-        x = x.contiguous()
-    return x, (lead[1] * k, k)
 
 
 def _losses(name: str, settings: tuple[float, ...], rows: _Rows, shape: torch.Size) -> Tensor:

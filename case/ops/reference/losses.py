@@ -52,12 +52,15 @@ def clustering_losses(
     n_iters: int,
     transport: Callable[..., Tensor] = sinkhorn,
     cross_entropy: Callable[..., Tensor] = soft_cross_entropy,
+    prototypes: Callable[..., Tensor] = prototypes,
+    similarity: Callable[..., Tensor] = cosine_logits,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(L_C, L_R, R) from M modalities at distinct rows; ``index`` maps each of the N samples to its row.
 
     Only (M, N, K) and narrower is ever gathered to the N samples: prototypes are sums over distinct rows with the
-    weights of their repeats added up. ``transport``, ``cross_entropy``: the ops ``sinkhorn`` and
-    ``soft_cross_entropy``, by whom they may be; the latter with targets that broadcast.
+    weights of their repeats added up. ``transport``, ``cross_entropy``, ``prototypes``, ``similarity``: the ops
+    ``sinkhorn``, ``soft_cross_entropy``, ``prototypes`` and ``cosine_logits``, by whom they may be; the second with
+    targets that broadcast, the third with weights that do.
     """
     dtype = accumulation_dtype(logits)
     rows = logits.shape[-2]
@@ -77,7 +80,7 @@ def clustering_losses(
 
     z = prototypes(embeddings.to(dtype), weights, "l2")
     k = q.shape[1]
-    u = cosine_logits(z[:, :k], z[:, k:], cosine_scale, False)
+    u = similarity(z[:, :k], z[:, k:], cosine_scale, False)
     with torch.no_grad():
         labels = transport(u.mean(0), None, None, None, 1.0, ranks, None, beta, None, ot_scale, n_iters, None)
     ccc = cross_entropy(u, labels).mean(1).sum()
