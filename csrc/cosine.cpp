@@ -123,6 +123,7 @@ CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk,
   it.width = problem.width;
   it.products = it.factor_stride = it.sum_rows = problem.columns;
   it.x_stride = problem.x.row_stride;
+  it.ahead = true;
   it.gradient_stride = problem.width;
   it.factors = memory;
   it.coefficient = coefficient;

@@ -179,6 +179,7 @@ struct WideRows {
   int64_t rows, width, products;
   const T* x;
   int64_t x_stride;
+  bool ahead;        // whether x comes from memory, so that add_products had better ask for the next block
   const T* factors;  // (rows, products)
   int64_t factor_stride;
   const T* weights;      // as pack_rows has them
@@ -243,7 +244,8 @@ CASE_INLINE void add_products(const WideRows<T>& it) {
     const int64_t columns = panel_columns<T>(it.width, panel);
     // The next block, in the order of its addresses if it has no gaps.
     const bool whole = it.x_stride == it.width;
-    const T* next = it.x + it.rows * it.x_stride + panel * N * (whole ? it.rows : 1);
+    const int64_t next = it.rows * it.x_stride + panel * N * (whole ? it.rows : 1);
+    const Ahead<T> ahead = it.ahead ? Ahead<T>{it.x + next, whole ? N : it.x_stride} : Ahead<T>{x, 0};
     for (int64_t r = 0; columns < N && r < it.rows; ++r) {
       std::fill_n(std::copy_n(x + r * it.x_stride, columns, copy + r * N), N - columns, T(0));
     }
@@ -252,8 +254,7 @@ CASE_INLINE void add_products(const WideRows<T>& it) {
       clear(sum);
       const T* factors = it.factors + first;
       if (first == 0 && columns == N) {
-        multiply_copying<T, M, N>(factors, 1, it.factor_stride, x, it.x_stride, it.rows, copy,
-                                  Ahead<T>{next, whole ? N : it.x_stride}, sum);
+        multiply_copying<T, M, N>(factors, 1, it.factor_stride, x, it.x_stride, it.rows, copy, ahead, sum);
       } else {
         multiply<T, M, N>(factors, 1, it.factor_stride, copy, N, it.rows, sum);
       }

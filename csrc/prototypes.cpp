@@ -80,6 +80,7 @@ CASE_INLINE void forward_chunk(Forward<T>& pass, int64_t group, int64_t chunk, i
   it.width = problem.width;
   it.products = it.sum_rows = problem.columns;
   it.x_stride = problem.e.row_stride;
+  it.ahead = true;
   it.factor_stride = problem.w.row_stride;
   it.sums = pass.sums.start(group, chunk);
   T* masses = pass.masses.data() + (group * pass.chunks.count + chunk) * problem.columns;

@@ -105,10 +105,10 @@ def test_rows_of_zeros_and_what_is_not_finite(draw, op, unit_y):
 
 def test_a_softmax_whose_terms_vanish(draw, close):
     """The logarithm of what underflowed counts for nothing."""
-    x, y, cotangent = draw.normal(1, 40, 8), draw.normal(1, 6, 8), draw.normal(1, 40, 6)
-    steep = partial(_steep, 400.0)
-    for got, wanted in zip(run(steep, x.float(), y.float(), cotangent), exact(steep, x, y, cotangent), strict=True):
-        close(got, wanted, 1e-3)
+    x, y, cotangent = draw.normal(1, 40, 8).float(), draw.normal(1, 6, 8).float(), draw.normal(1, 40, 6)
+    steep = partial(_steep, 400.0)  # logits of up to 2000, known to 1e-4
+    for got, wanted in zip(run(steep, x, y, cotangent), exact(steep, x, y, cotangent), strict=True):
+        close(got, wanted, 3e-3, floor=1.0)
 
 
 def _steep(factor: float, x: Tensor, y: Tensor, *, scale: float, unit_y: bool) -> Tensor:
