@@ -136,7 +136,7 @@ CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk,
     for (int64_t r = 0; r < rows; ++r) of_products(pass, first + r, memory + r * problem.columns, coefficient + r);
     if (to.x) {
       it.gradient = to.x + first * problem.width;
-      expand(it, [](int64_t, int64_t, int64_t, auto&) {});
+      expand(it);
     }
     if (to.y) add_products(it);
   });

@@ -134,7 +134,7 @@ CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk,
       it.rows = rows;
       it.factors = problem.w.row(group, start);
       it.gradient = pass.gradients.e + first * width;
-      expand(it, [](int64_t, int64_t, int64_t, auto&) {});
+      expand(it);
     }
   });
 }
