@@ -1,5 +1,6 @@
 #include "iou.h"
 
+#include "fresh_pages.h"
 #include "segment.h"
 
 #ifdef _OPENMP
@@ -32,6 +33,7 @@ template <typename T>
 void iou_cpu(const T* a, const T* b, T* out, IouSizes sizes, T length_offset, int num_threads) {
   const int64_t rows = sizes.batch * sizes.m;
   if (rows == 0 || sizes.p == 0) return;
+  expect_to_fill(out, rows * sizes.p);
 #ifdef _OPENMP
   const int threads = num_threads > 0 ? num_threads : omp_get_max_threads();
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows >= kParallelResults / sizes.p)

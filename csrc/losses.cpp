@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "fresh_pages.h"
 #include "row_tiles.h"
 #include "simd.h"
 
@@ -197,6 +198,11 @@ CASE_INLINE void generalized_gradient_tile(const Tile<T>& tile, double q, const 
 CASE_LOSS_CLONES(float)
 CASE_LOSS_CLONES(double)
 
+template <typename T>
+void expect_gradients(const RowPairs<T>& rows, const RowGradients<T>& gradients) {
+  for (T* gradient : {gradients.x, gradients.t}) expect_to_fill(gradient, rows.batch * rows.n * rows.k);
+}
+
 }  // namespace
 
 template <typename T>
@@ -207,6 +213,7 @@ void soft_cross_entropy_cpu(const RowPairs<T>& rows, T* losses, int num_threads)
 
 template <typename T>
 void soft_cross_entropy_backward_cpu(const RowPairs<T>& rows, const RowGradients<T>& gradients, int num_threads) {
+  expect_gradients(rows, gradients);
   each_tile(rows, num_threads, [&](const Tile<T>& tile, int64_t b, int64_t first) {
     run_soft(tile, gradients_of(rows, gradients, b, first));
   });
@@ -222,6 +229,7 @@ void generalized_cross_entropy_cpu(const RowPairs<T>& rows, double q, T* losses,
 template <typename T>
 void generalized_cross_entropy_backward_cpu(const RowPairs<T>& rows, double q, const RowGradients<T>& gradients,
                                             int num_threads) {
+  expect_gradients(rows, gradients);
   each_tile(rows, num_threads, [&](const Tile<T>& tile, int64_t b, int64_t first) {
     run_generalized(tile, q, gradients_of(rows, gradients, b, first));
   });

@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "fresh_pages.h"
 #include "parallel.h"
 #include "radix_sort.h"
 #include "simd.h"
@@ -138,6 +139,7 @@ void pool_backward_cpu(const T* cotangent, const int64_t* indices, int64_t copie
   const int64_t batch = sizes.batch, t = sizes.t, c = sizes.c, k = sizes.k;
   const auto shares = [&] { return std::vector<T>(size_t(c)); };
   const int threads = threads_worth(copies * batch * t * c, num_threads);
+  expect_to_fill(gradient, copies * batch * t * c);
   parallel_with(copies * batch, threads, shares, [&](auto& share, int64_t i) {
     T* to = gradient + i * t * c;
     const int64_t* at = indices + i % batch * k * c;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "fresh_pages.h"
 #include "parallel.h"
 #include "simd.h"
 #include "sinkhorn.h"
@@ -64,6 +65,7 @@ void rank_prior_cpu(const T* positions, const T* centers, double sigma, T* out, 
                     int num_threads) {
   const int64_t blocks = (n + kRows - 1) / kRows;
   if (batch * blocks == 0 || k == 0) return;
+  expect_to_fill(out, batch * n * k);
   const int threads = threads_worth(batch * n * k, num_threads);
   const T inverse = T(1 / (2 * sigma * sigma));
   std::vector<T> least(batch * blocks);

@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "fresh_pages.h"
 #include "sinkhorn_solve.h"
 
 namespace case_wtal {
@@ -195,6 +196,7 @@ class Solver {
 template <typename T>
 bool sinkhorn_cpu(const SinkhornProblem<T>& p, T* q, T* u, T* v, const SinkhornHistory& history, int num_threads) {
   std::atomic<bool> regular{true};
+  expect_to_fill(q, p.batch * p.n * p.k);
   each_problem(p.batch, p.n * p.k, num_threads, [&](int64_t b, int threads) {
     T* q_of_one = q ? q + b * p.n * p.k : nullptr;
     T* u_of_one = u ? u + b * p.n : nullptr;

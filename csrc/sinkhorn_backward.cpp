@@ -3,6 +3,7 @@
 //     h_k = g^{t+1}_k / S^t_k    H_n = sum_k h_k P^t_nk    g^t_k = sum_n r_n H_n P^t_nk
 //     dL_nk = -r_n P^t_nk (h_k - H_n)    d log c_k = g^{t+1}_k    d r_n = -H_n
 // and through v^1 = log c - log C, C_k = sum_n exp(L_nk): dL_nk = -g^1_k exp(L_nk) / C_k.
+#include "fresh_pages.h"
 #include "sinkhorn_backward_pass.h"
 #include "sinkhorn_solve.h"
 
@@ -114,6 +115,7 @@ template <typename T>
 void sinkhorn_backward_cpu(const SinkhornProblem<T>& p, const SinkhornHistory& history, const SinkhornGradients<T>& g,
                            int num_threads) {
   const int64_t matrix = p.n * p.k;
+  for (T* gradient : {g.logits, g.prior}) expect_to_fill(gradient, p.batch * matrix);
   const auto at = [](auto* base, int64_t offset) { return base ? base + offset : nullptr; };
   each_problem(p.batch, matrix, num_threads, [&](int64_t b, int threads) {
     GradientStep<T> step{};
