@@ -120,7 +120,7 @@ def verdict(machine: Machine) -> str:
     )
     return gain + (
         f"Beside the fastest peer of each of {len(ratios)} cases, of all sizes, ops are faster in {faster}, slower in "
-        f"{slower} (named below), and in {len(ratios) - faster - slower} the interval holds 1.\n"
+        f"{slower}{' (named below)' if slower else ''}, and in {len(ratios) - faster - slower} the interval holds 1.\n"
     )
 
 
