@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
 SANITIZED := tests/test_build.py tests/test_metrics*.py tests/test_detections.py tests/test_heads.py \
   tests/ops/test_native_*.py tests/ops/test_nms.py tests/ops/test_proposals.py tests/ops/test_golden.py
-NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*)
+NATIVE := setup.py CMakeLists.txt pyproject.toml case/_C.pyi $(wildcard csrc/*)
 
 .PHONY: help venv test sanitize demo bench bench-results clean
 .DEFAULT_GOAL := help

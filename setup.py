@@ -122,6 +122,9 @@ class CMakeBuild(build_ext):
 
 
 NATIVE = choice("CASE_BUILD_NATIVE", "1", ("1", "0")) == "1"
+if not NATIVE:
+    for left in (ROOT / "case").glob("_C.*.so"):  # of an earlier build: an editable install would load it
+        left.unlink()
 
 setup(
     license="Apache-2.0",

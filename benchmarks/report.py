@@ -27,7 +27,7 @@ Entry = dict[str, Any]
 FILES = ("large", "ops")
 # What `auto` takes first, by device.
 ORDER = {"cpu": ("case", "native", "numpy", "reference"), "cuda": ("case", "triton", "native", "reference")}
-# Contenders that are the work as WTAL projects have it, in their own words; a case has one or none that counts.
+# Contenders that are the work as WTAL projects write it, in our own words.
 USUAL = ("usual code, Conv1d", "pandas loop", "numpy loop", "eager torch")
 
 
@@ -100,9 +100,8 @@ def rivals(group: Iterable[Entry]) -> list[Entry]:
 
 
 def usual(group: Iterable[Entry]) -> Entry | None:
-    """What a WTAL project runs today, where it was timed."""
-    found = {e["extra_info"]["contender"]: e for e in rivals(group)}
-    return next((found[name] for name in USUAL if name in found), None)
+    """What a WTAL project runs today, the fastest way of several, where it was timed."""
+    return next((e for e in rivals(group) if e["extra_info"]["contender"] in USUAL), None)
 
 
 def verdict(machine: Machine) -> str:
@@ -113,8 +112,8 @@ def verdict(machine: Machine) -> str:
     today = [e for group in machine.groups().values() if own(group) and (e := usual(group))]
     gains = [e["extra_info"]["ratio"]["ratio"] for e in today]
     gain = (
-        f"Usual code of WTAL projects takes {min(gains):.1f} to {max(gains):.1f} times as long, {median(gains):.1f} "
-        f"times in the middle of {len(gains)} cases.\n"
+        f"Code as WTAL projects write it (eager torch, numpy, pandas) takes {min(gains):.1f} to {max(gains):.1f} times "
+        f"as long, {median(gains):.1f} times in the middle of {len(gains)} cases.\n"
         if gains
         else ""
     )
@@ -125,7 +124,7 @@ def verdict(machine: Machine) -> str:
 
 
 def at_a_glance(machine: Machine) -> str:
-    """A line an op: the time at the method's own size, how near the limit, and the fastest peer at each size."""
+    """A line an op: time at the method's own size, share of the limit, usual code, the fastest peer at each."""
     lines: dict[tuple[str, ...], dict[int, list[Entry]]] = {}
     for group in machine.groups().values():
         info = group[0]["extra_info"]

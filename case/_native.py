@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from case.errors import CaseError
+
 
 class _Loaded(NamedTuple):
     module: ModuleType | None
@@ -32,7 +34,7 @@ def _load() -> _Loaded:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return _Loaded(_of_these_sources(module), None)
+        return _Loaded(_of_this_interface(module), None)
     try:
         module = importlib.import_module("case._C")
     except ModuleNotFoundError as error:
@@ -42,20 +44,20 @@ def _load() -> _Loaded:
     except ImportError as error:
         detail = " ".join(str(error).split())
         return _Loaded(None, f"case._C does not load ({detail}); install case again on this machine")
-    return _Loaded(_of_these_sources(module), None)
+    return _Loaded(_of_this_interface(module), None)
 
 
-def _of_these_sources(module: ModuleType) -> ModuleType:
-    """``module``, built with the interface that the sources beside this file have. Raises ``ImportError`` if not.
+def _of_this_interface(module: ModuleType) -> ModuleType:
+    """``module``, compiled with the interface ``_C.pyi`` beside this file. Raises ``CaseError`` if it has another.
 
     An editable install takes Python from the checkout as it is now, and the module as it was compiled: arguments that
-    have changed since would be read as others.
+    have changed since would be read as others. Without a stub, as in a bundle, the two came together.
     """
-    expected = hashlib.sha256((Path(__file__).parent / "_C.pyi").read_bytes()).hexdigest()
-    if getattr(module, "INTERFACE", None) != expected:
-        raise ImportError(
-            f"case._C ({module.__file__}) was compiled from other sources than those here; build it again with "
-            "pip install --no-build-isolation --no-deps -e . or set CASE_NATIVE=0 to go without it"
+    stub = Path(__file__).parent / "_C.pyi"
+    if stub.exists() and getattr(module, "INTERFACE", None) != hashlib.sha256(stub.read_bytes()).hexdigest():
+        raise CaseError(
+            f"case._C ({module.__file__}) was compiled with another interface than that of these sources; build it "
+            "again with pip install --no-build-isolation --no-deps -e . or set CASE_NATIVE=0 to go without it"
         )
     return module
 

@@ -168,6 +168,7 @@ template <typename T>
 void cosine_cpu(const CosineProblem<T>& problem, const CosineOutputs<T>& outputs, int num_threads) {
   const int threads = threads_worth(problem.groups * problem.rows * problem.width, num_threads);
   const Units<T> units(problem);
+  expect_to_fill(outputs.out, problem.groups * problem.rows * problem.columns);
   Forward<T> pass{problem, outputs, RowChunks(problem.rows), std::vector<Panels<T>>(size_t(problem.groups))};
   const int64_t size = problem.columns * problem.width;
   parallel_for(problem.groups, threads, [&](int64_t g) {
@@ -190,7 +191,7 @@ void cosine_backward_cpu(const CosineProblem<T>& problem, const CosineOutputs<T>
   for (int64_t g = 0; g < problem.groups; ++g) {
     pack_rows(units.rows.data() + g * size, columns, width, pass.units.data() + g * packed);
   }
-  if (gradients.x) expect_to_fill(gradients.x, problem.groups * problem.rows * width);
+  expect_to_fill(gradients.x, problem.groups * problem.rows * width);
   each_chunk<T>(problem.groups, chunks, threads, kBlockRows * (columns + 1),
                 [&](T* memory, int64_t group, int64_t chunk) { clone(pass, group, chunk, memory); });
   if (!gradients.y) return;

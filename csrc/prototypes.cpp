@@ -21,7 +21,7 @@ struct Forward {
   PrototypeProblem<T> problem;
   RowChunks chunks;
   ChunkSums<T> sums;
-  std::vector<T> masses;  // (groups, chunks, columns); empty: not wanted
+  std::vector<double> masses;  // (groups, chunks, columns); empty: not wanted
 };
 
 // Whether few factors are not 0 and all rows are finite: 0 times infinity is NaN, so all factors count there.
@@ -83,7 +83,7 @@ CASE_INLINE void forward_chunk(Forward<T>& pass, int64_t group, int64_t chunk, i
   it.ahead = true;
   it.factor_stride = problem.w.row_stride;
   it.sums = pass.sums.start(group, chunk);
-  T* masses = pass.masses.data() + (group * pass.chunks.count + chunk) * problem.columns;
+  double* masses = pass.masses.data() + (group * pass.chunks.count + chunk) * problem.columns;
   pass.chunks.each_block(chunk, [&](int64_t start, int64_t rows) CASE_INLINE_LAMBDA {
     it.rows = rows;
     it.x = problem.e.row(group, start);
@@ -190,18 +190,18 @@ void prototypes_cpu(const PrototypeProblem<T>& problem, const PrototypeOutputs<T
   const RowChunks chunks = chunks_of_sums(groups, problem.rows);
   const bool mean = problem.norm == PrototypeNorm::kMean;
   Forward<T> pass{problem, chunks, ChunkSums<T>(groups, chunks.count, columns, width),
-                  std::vector<T>(mean ? size_t(groups * chunks.count * columns) : 0)};
+                  std::vector<double>(mean ? size_t(groups * chunks.count * columns) : 0)};
   each_chunk<int64_t>(groups, chunks, threads, columns,
                       [&](int64_t* places, int64_t group, int64_t chunk) { clone(pass, group, chunk, places); });
   T* sums = outputs.sums ? outputs.sums : outputs.z;
   pass.sums.add_up(sums, threads);
   for (int64_t i = 0; i < groups * columns; ++i) {
     T* sum = sums + i * width;
-    T size = 0;
-    if (problem.norm == PrototypeNorm::kL2) size = std::sqrt(square_of(sum, width));
+    double mass = 0;
     for (int64_t c = 0; mean && c < chunks.count; ++c) {
-      size += pass.masses[size_t((i / columns * chunks.count + c) * columns + i % columns)];
+      mass += pass.masses[size_t((i / columns * chunks.count + c) * columns + i % columns)];
     }
+    const T size = problem.norm == PrototypeNorm::kL2 ? std::sqrt(square_of(sum, width)) : T(mass);
     if (outputs.sizes) outputs.sizes[i] = size;
     normalise(problem.norm, size, width, sum, outputs.z + i * width);
   }
@@ -225,7 +225,8 @@ void prototypes_backward_cpu(const PrototypeProblem<T>& problem, const Prototype
     if (gradients.e) pack_rows(of_sums, columns, width, pass.packed.data() + g * packed);
     if (gradients.w) pass.panels[size_t(g)] = Panels<T>(of_sums, columns, width);
   });
-  if (gradients.e) expect_to_fill(gradients.e, groups * problem.rows * width);
+  expect_to_fill(gradients.e, groups * problem.rows * width);
+  expect_to_fill(gradients.w, groups * problem.rows * columns);
   each_chunk<T>(groups, pass.chunks, threads, kBlockRows * ceil_div(columns, kLanes<T>) * kLanes<T>,
                 [&](T* memory, int64_t group, int64_t chunk) { clone(pass, group, chunk, memory); });
 }

@@ -43,9 +43,10 @@ void each_chunk(int64_t groups, const RowChunks& chunks, int threads, int64_t si
       });
 }
 
-// Some 64 chunks of all groups together: enough for any number of threads there is use for, and few to add up.
+// Some 64 chunks of all groups together: enough for any number of threads there is use for, and few to add up. Of no
+// more than 8192 rows or so, whose sums lose little when they are added one by one.
 inline RowChunks chunks_of_sums(int64_t groups, int64_t rows) {
-  return RowChunks(rows, ceil_div(64, std::max<int64_t>(groups, 1)));
+  return RowChunks(rows, std::max(ceil_div(64, std::max<int64_t>(groups, 1)), ceil_div(rows, 8192)));
 }
 
 // (groups, chunks) sums (products, width), each by panels (products, kPanel).

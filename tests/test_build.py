@@ -59,10 +59,10 @@ def test_build_info(native: ModuleType) -> None:
     assert info["cuda"] == _native.has_cuda() == bool(info["cuda_archs"])
 
 
-def test_a_module_compiled_from_other_sources_is_refused(native: ModuleType, tmp_path: Path) -> None:
+def test_a_module_of_another_interface_is_refused(native: ModuleType, tmp_path: Path) -> None:
     package = tmp_path / "case"
     package.mkdir()
-    for name in ("__init__.py", "_native.py", "_C.pyi"):
+    for name in ("_native.py", "errors.py", "_C.pyi"):
         shutil.copyfile(ROOT / "case" / name, package / name)
     (package / "__init__.py").write_text("")
     code = "from case import _native; print(_native.load().INTERFACE)"
@@ -73,8 +73,13 @@ def test_a_module_compiled_from_other_sources_is_refused(native: ModuleType, tmp
         stub.write("def added(count: int) -> None: ...\n")
     done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}", **settings)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: case._C ({native.__file__}) was compiled from other sources than those here;")
+    assert last.startswith(
+        f"case.errors.CaseError: case._C ({native.__file__}) was compiled with another interface than"
+    )
     assert done.returncode == 1
+    (package / "_C.pyi").unlink()
+    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}", **settings)
+    assert done.stdout.strip() == native.INTERFACE, done.stderr
 
 
 def test_cuda_half_holds_code_for_each_architecture(native: ModuleType) -> None:

@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from case.ops import _backend
 
 _exclude, _Key = torch._C._SetExcludeDispatchKeyGuard, torch._C.DispatchKey
+_is_batch, _is_old_batch = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
 _library = torch.library.Library("case", "DEF")
 
 
@@ -87,6 +88,10 @@ def _register_gradient(name: str, arguments: str, differentiable: tuple[str, ...
         args = list(ctx.others)
         for i, x in zip(ctx.tensors, ctx.saved_tensors, strict=True):
             args[i] = x
+        if torch.is_grad_enabled():
+            wanted = [p in positions and needs for p, needs in enumerate(ctx.needs_input_grad)]
+            floating = [g for g in grads if g is None or g.is_floating_point()]
+            return gradients_with_graph(_backend.reference(name), args, wanted, *floating)
         needed = [ctx.needs_input_grad[p] for p in positions]
         result: list[Tensor | None] = [None] * len(args)
         if any(needed):
@@ -121,12 +126,22 @@ def gradients_with_graph(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``reference(*inputs)`` that can be differentiated again, which ``create_graph`` asks for.
 
-    In a ``backward`` grad mode is on only then, and kernels serve everybody else: what they write has no graph, and the
-    second derivatives would silently be zero. grads: as of ``differentiate``.
+    Kernels serve everybody else: what they write has no graph, and second derivatives would silently be zero.
+    grads: as of ``differentiate``.
     """
-    wanted = [x for x, want in zip(inputs, needed, strict=True) if want]
-    found = iter(_gradients(_floating(reference(*inputs)), wanted, grads, create_graph=True))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views of its own for each: one input may be made from another, whose gradient is for autograd to pass on.
+        given = [x.view_as(x) if want else x for x, want in zip(inputs, needed, strict=True)]
+        wanted = [x for x, want in zip(given, needed, strict=True) if want]
+        found = iter(_gradients(_floating(reference(*given)), wanted, grads, create_graph=again))
     return tuple(next(found) if want else None for want in needed)
+
+
+def kernels_cannot(*grads: Tensor | None) -> bool:
+    """In a ``backward``: whether its gradients are to have a graph themselves, which grad mode says, or its cotangents
+    are batches, as of ``torch.func.vmap`` or ``is_grads_batched``, which have no memory to read."""
+    return torch.is_grad_enabled() or any(g is not None and (_is_batch(g) or _is_old_batch(g)) for g in grads)
 
 
 def _gradients(

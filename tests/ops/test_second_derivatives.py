@@ -55,3 +55,73 @@ def test_top_k_pooling_is_linear_in_its_values(draw, device, name):
     assert wanted[1].any()
     for mine, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine.cpu(), other)
+
+
+@pytest.mark.op("cosine_logits", "prototypes", "soft_cross_entropy", "sinkhorn")
+def test_inputs_that_are_made_from_each_other(draw, device, name):
+    """A gradient with a graph is the gradient: what one input owes to another is passed on once, as are hooks."""
+    x = draw.normal(12, 12)
+    rest: dict[str, tuple[Any, ...]] = {
+        "cosine_logits": (10.0, False), "prototypes": ("mean",), "soft_cross_entropy": (),
+        "sinkhorn": (None, None, 1.0, "true", None, None, None, 2.0, 3, None),
+    }  # fmt: skip
+    weight = draw.normal(12, 12)
+
+    def gradient(create_graph: bool, function: Callable[..., Any], where: torch.device) -> list[Tensor]:
+        found = []
+        for make in (lambda y: y, lambda y: y.softmax(-1)):
+            leaf = x.to(where).requires_grad_()
+            inner = leaf * 1
+            inner.register_hook(lambda g: g * 10)
+            out = function(inner, make(inner).abs(), *rest[name])
+            loss = (out * weight.to(where)[: out.shape[0], : out.shape[-1]]).square().sum()
+            (first,) = torch.autograd.grad(loss, leaf, create_graph=create_graph)
+            found += [first, *(torch.autograd.grad(first.square().sum(), leaf) if create_graph else ())]
+        return [g.detach().cpu() for g in found]
+
+    kernel = _backend.select(name, device)
+    once, both = gradient(False, kernel, device), gradient(True, kernel, device)
+    wanted = gradient(True, _backend.reference(name), torch.device("cpu"))
+    for mine, other in zip((*once, *both), (*wanted[::2], *wanted), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.op(*OPS)
+def test_batches_of_cotangents(sample_arguments, device, name):
+    """As ``torch.autograd.functional.jacobian(vectorize=True)`` has them."""
+    arguments = sample_arguments(name)
+
+    def jacobian(function: Callable[..., Any], where: torch.device) -> list[Tensor]:
+        given = [x.detach().to(where) if isinstance(x, Tensor) else x for x in arguments]
+        leaves = [x.requires_grad_() for x in given if isinstance(x, Tensor) and x.is_floating_point()]
+        results = function(*given)
+        first = results if isinstance(results, Tensor) else results[0]
+        cotangents = torch.stack([torch.full_like(first, c) for c in (1.0, -2.0, 0.5)])
+        kept = {"retain_graph": True, "allow_unused": True}
+        found = torch.autograd.grad(first, leaves, cotangents, is_grads_batched=True, **kept)
+        return [g.cpu() for g in found if g is not None and g.any()]
+
+    wanted = jacobian(_backend.reference(name), torch.device("cpu"))
+    for mine, other in zip(jacobian(_backend.select(name, device), device), wanted, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cosine_logits", "sinkhorn", "clustering_losses"])
+def test_registered_ops_called_as_such(sample_arguments, name):
+    arguments, cpu = sample_arguments(name), torch.device("cpu")
+    found = penalties(getattr(torch.ops.case, name), arguments, cpu)
+    for mine, other in zip(found, penalties(_backend.reference(name), arguments, cpu), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.op("cosine_logits", kernels=True)
+def test_logits_may_be_masked_in_place(draw, device):
+    if device.type == "cuda" or _backend._current.get() == "triton":
+        pytest.skip("the Triton kernel keeps the result itself: autograd says so in a line")
+    x, y = draw.normal(9, 7).requires_grad_(), draw.normal(4, 7)
+    gradients = []
+    for function in (_backend.select("cosine_logits", device), _backend.reference("cosine_logits")):
+        logits = function(x, y, 10.0, False)
+        logits.masked_fill_(logits < 0, -5.0)
+        gradients += torch.autograd.grad(logits.square().sum(), x)
+    torch.testing.assert_close(*gradients)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address, placed
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops.reference import cosine as reference
 from case.ops.reference._numerics import accumulation_dtype
 
@@ -71,7 +71,9 @@ class _Cosine(torch.autograd.Function):
     def forward(ctx, x: Tensor, y: Tensor, *settings: Any) -> Tensor:  # type: ignore[no-untyped-def]
         lengths = x.new_empty(x.shape[:-1])
         out = _fill(_Problem(x, y, *settings), x.shape, lengths)
-        ctx.save_for_backward(x, y, out, lengths)
+        # Logits are narrow, and may be masked in place as those of plain torch may; a softmax may not there either.
+        *_, softmax = settings
+        ctx.save_for_backward(x, y, out if softmax else out.clone(), lengths)
         ctx.settings = settings
         return out
 
@@ -80,7 +82,7 @@ class _Cosine(torch.autograd.Function):
         x, y, out, lengths = ctx.saved_tensors
         scale, unit_y, softmax = ctx.settings
         needed = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
+        if kernels_cannot(cotangent):
             found: Any = gradients_with_graph(
                 lambda *given: _reference(softmax)(*given, scale, unit_y), (x, y), needed, cotangent
             )

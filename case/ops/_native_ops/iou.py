@@ -7,7 +7,7 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops.reference import nms as reference
 
 
@@ -47,7 +47,7 @@ class _TemporalIoU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[no-untyped-def]
         a, b = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if kernels_cannot(cotangent):
             da, db = gradients_with_graph(
                 lambda one, other: reference.temporal_iou(one, other, ctx.length_offset),
                 (a, b),

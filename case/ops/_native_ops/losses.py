@@ -17,7 +17,7 @@ from case.ops._native_ops._common import DTYPES, address
 from case.ops._native_ops.cosine import cosine_logits
 from case.ops._native_ops.prototypes import prototypes
 from case.ops._native_ops.sinkhorn import sinkhorn
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops.reference import losses as reference
 from case.ops.reference._numerics import accumulation_dtype
 from case.ops.reference.sinkhorn import dense_plan
@@ -93,7 +93,7 @@ class _RowLoss(torch.autograd.Function):
         name, settings = ctx.rest
         x, t = ctx.saved_tensors
         needed = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
+        if kernels_cannot(cotangent):
             return (
                 None,
                 None,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
+from case.ops._registration import kernels_cannot
 from case.ops.reference import pooling as reference
 from case.ops.reference._numerics import accumulation_dtype
 
@@ -60,7 +61,7 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (indices,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: linear, so that the gradient hangs on the cotangent alone
+        if kernels_cannot(cotangent):  # linear, so that the gradient hangs on the cotangent alone
             k, everywhere = indices.shape[-2], (*ctx.shape[:-2], *indices.shape[-2:])
             shares = (cotangent / k).unsqueeze(-2).expand(everywhere)
             return cotangent.new_zeros(ctx.shape).scatter(-2, indices.expand(everywhere), shares), None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address, placed
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops.reference import prototypes as reference
 from case.ops.reference._numerics import accumulation_dtype
 from case.ops.reference.sinkhorn import dense_plan
@@ -78,7 +78,7 @@ class _Prototypes(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[no-untyped-def]
         embeddings, weights, sums, sizes = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
+        if kernels_cannot(cotangent):
             of_e, of_w = gradients_with_graph(
                 lambda e, w: reference.prototypes(e, w, ctx.normalize), (embeddings, weights), needed, cotangent
             )

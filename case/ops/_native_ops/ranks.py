@@ -7,7 +7,7 @@ from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops.reference import sinkhorn as reference
 from case.ops.reference._numerics import accumulation_dtype
 
@@ -51,7 +51,7 @@ class _RankPrior(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor | None, None, None]:  # type: ignore[no-untyped-def]
         prior, positions, scores, centers = ctx.saved_tensors
         sigma, ranks = ctx.settings
-        if torch.is_grad_enabled():
+        if kernels_cannot(grad):
             _, of_centers = gradients_with_graph(
                 lambda s, c: reference.rank_prior(s, c, sigma, ranks), (scores, centers), (False, True), grad
             )

@@ -15,7 +15,7 @@ from torch import Tensor
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
 from case.ops._native_ops.ranks import rank_positions
-from case.ops._registration import differentiate, gradients_with_graph
+from case.ops._registration import differentiate, gradients_with_graph, kernels_cannot
 from case.ops.reference import sinkhorn as reference
 from case.ops.reference._numerics import accumulation_dtype
 
@@ -160,7 +160,7 @@ class _Sinkhorn(torch.autograd.Function):
         args = list(ctx.others)
         for i, x in zip(ctx.tensors, ctx.saved_tensors[5:]):
             args[i] = x
-        if torch.is_grad_enabled():
+        if kernels_cannot(*grads):
             return None, *gradients_with_graph(_reference(ctx.potentials), args, ctx.needs_input_grad[1:], *grads)
         needed = [ctx.needs_input_grad[1 + i] for i in _DIFFERENTIABLE]
         if not ctx.regular:

@@ -10,7 +10,7 @@ from torch import Tensor
 from case.kernels import clustering as kernels
 from case.kernels.config import MAX_CHAIN_CLUSTERS
 from case.ops import _backend
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops._triton_ops._common import needs_gradient
 from case.ops._triton_ops._ranks import rank_term
 from case.ops.reference._numerics import accumulation_dtype
@@ -54,7 +54,7 @@ class _ClusteringLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_scc: Tensor, of_ccc: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         logits, embeddings = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if kernels_cannot(of_scc, of_ccc):
             found = gradients_with_graph(
                 lambda *given: _backend.reference("clustering_losses")(*given, *ctx.rest),
                 (logits, embeddings), ctx.needs_input_grad[:2], of_scc, of_ccc, None,

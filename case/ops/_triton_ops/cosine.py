@@ -10,7 +10,7 @@ from torch import Tensor
 from case.kernels import cosine as kernels
 from case.kernels.config import MAX_COSINE_COLUMNS
 from case.ops import _backend
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops._triton_ops._common import batch, needs_gradient
 from case.ops.reference._numerics import accumulation_dtype
 
@@ -60,7 +60,7 @@ class _Cosine(torch.autograd.Function):
         x, y, logits, *norms = ctx.saved_tensors
         scale, unit_y, softmax, dtype = ctx.settings
         need_x, need_y = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
+        if kernels_cannot(cotangent):
             function = _backend.reference("cosine_softmax" if softmax else "cosine_logits")
             of_each = gradients_with_graph(
                 lambda x, y: function(x.to(dtype), y.to(dtype), scale, unit_y), (x, y), (need_x, need_y), cotangent

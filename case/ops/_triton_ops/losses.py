@@ -12,7 +12,7 @@ from case.kernels import losses as kernels
 from case.kernels.config import MAX_ROW
 from case.kernels.prototypes import of_matrix
 from case.ops import _backend
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops._triton_ops._common import batch, needs_gradient
 from case.ops._triton_ops._plan import plan_weights
 from case.ops.reference._numerics import accumulation_dtype
@@ -77,7 +77,7 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         *units, first, second = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if kernels_cannot(cotangent):
             needed = ctx.needs_input_grad[2:]
             return None, None, *gradients_with_graph(ctx.reference, (first, second), needed, cotangent)
         gradients: list[Tensor | None] = [None, None]

@@ -10,7 +10,7 @@ from torch import Tensor
 from case.kernels import prototypes as kernels
 from case.kernels import prototypes_backward as backward_kernels
 from case.ops import _backend
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops._triton_ops._common import batch, needs_gradient
 from case.ops._triton_ops._plan import plan_weights
 
@@ -59,7 +59,7 @@ class _Prototypes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, exact, sizes, weights, *_ = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if kernels_cannot(cotangent):
             function = _backend.reference("prototypes" if len(ctx.given) == 1 else "prototypes_of_plan")
             needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:], False)
             of_embeddings, *others, _ = gradients_with_graph(

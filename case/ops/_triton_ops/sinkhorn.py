@@ -13,7 +13,7 @@ from case.kernels.config import MAX_COLUMNS
 from case.kernels.matrix import LogMatrix, accumulator, log_matrix
 from case.kernels.ranks import SortedChunks
 from case.ops import _backend
-from case.ops._registration import gradients_with_graph
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops._triton_ops._common import batch, needs_gradient
 from case.ops._triton_ops._ranks import rank_positions, rank_term
 from case.ops.reference._numerics import accumulation_dtype
@@ -93,7 +93,7 @@ class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         _ = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if kernels_cannot(*grads):
             function = _backend.reference("sinkhorn" if ctx.plan else "sinkhorn_potentials")
             return None, *gradients_with_graph(function, ctx.arguments, ctx.needs_input_grad[1:], *grads)
         p: _Problem = ctx.problem
