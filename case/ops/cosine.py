@@ -20,7 +20,8 @@ def cosine_logits(x: Tensor, y: Tensor, *, scale: float, unit_y: bool = False) -
             product (CASE keeps its cluster prototypes normalised outside the gradient).
 
     Returns:
-        (..., M, P) in the dtype of x. Differentiable in both.
+        (..., M, P) in the dtype of x. Differentiable in both. The Triton kernel keeps it for the gradient: changed in
+        place there, it is autograd's usual error in ``backward``.
     """
     _checks("cosine_logits", x, y, scale)
     return call("cosine_logits", x, y, float(scale), bool(unit_y))
