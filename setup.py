@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -122,9 +123,15 @@ class CMakeBuild(build_ext):
 
 
 NATIVE = choice("CASE_BUILD_NATIVE", "1", ("1", "0")) == "1"
-if not NATIVE:
-    for left in (ROOT / "case").glob("_C.*.so"):  # of an earlier build: an editable install would load it
-        left.unlink()
+
+
+class BuildPy(build_py):
+    def run(self) -> None:
+        if self.editable_mode and not NATIVE:
+            for left in (ROOT / "case").glob("_C.*.so"):  # of an earlier build: it would be loaded
+                left.unlink()
+        super().run()
+
 
 setup(
     license="Apache-2.0",
@@ -145,5 +152,5 @@ setup(
     package_dir={"case": "case", "case.kernels": "kernels"},
     package_data={"case": ["*.pyi", "py.typed"]},
     ext_modules=[Extension("case._C", sources=[])] if NATIVE else [],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildPy},
 )

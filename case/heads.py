@@ -109,8 +109,8 @@ def product(x: Tensor, y: Tensor, plus: Tensor | None = None, out: Tensor | None
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU does, or torch at least tries: on one with AVX2 alone its loops take ten times as long as a
-    product in float32 of the same numbers, whose sums are no coarser."""
+    """Whether this CPU does, or torch at least tries: on one with AVX2 alone its loops take up to ten times as long as
+    a product in float32 of the same numbers, whose sums are no coarser."""
     return torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 

@@ -97,20 +97,15 @@ CASE_INLINE void add_products_of(const WideRows<T>& it) {
 
 }  // namespace
 
-CASE_SIMD_CLONES void narrow_product(const float* x, int64_t stride, int64_t rows, const Panels<float>& panels, float* out) {
-  narrow_product_of(x, stride, rows, panels, out);
-}
-CASE_SIMD_CLONES void expand(const WideRows<float>& it) {
-  expand(it, [](int64_t, int64_t, int64_t, auto&) {});
-}
-CASE_SIMD_CLONES void add_products(const WideRows<float>& it) { add_products_of(it); }
-
-CASE_SIMD_CLONES void narrow_product(const double* x, int64_t stride, int64_t rows, const Panels<double>& panels, double* out) {
-  narrow_product_of(x, stride, rows, panels, out);
-}
-CASE_SIMD_CLONES void expand(const WideRows<double>& it) {
-  expand(it, [](int64_t, int64_t, int64_t, auto&) {});
-}
-CASE_SIMD_CLONES void add_products(const WideRows<double>& it) { add_products_of(it); }
+#define CASE_NARROW_CLONES(T)                                                                                \
+  CASE_SIMD_CLONES void narrow_product(const T* x, int64_t stride, int64_t rows, const Panels<T>& panels, T* out) { \
+    narrow_product_of(x, stride, rows, panels, out);                                                         \
+  }                                                                                                          \
+  CASE_SIMD_CLONES void expand(const WideRows<T>& it) {                                                      \
+    expand(it, [](int64_t, int64_t, int64_t, auto&) {});                                                     \
+  }                                                                                                          \
+  CASE_SIMD_CLONES void add_products(const WideRows<T>& it) { add_products_of(it); }
+CASE_NARROW_CLONES(float)
+CASE_NARROW_CLONES(double)
 
 }  // namespace case_wtal

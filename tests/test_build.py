@@ -65,20 +65,25 @@ def test_a_module_of_another_interface_is_refused(native: ModuleType, tmp_path: 
     for name in ("_native.py", "errors.py", "_C.pyi"):
         shutil.copyfile(ROOT / "case" / name, package / name)
     (package / "__init__.py").write_text("")
-    code = "from case import _native; print(_native.load().INTERFACE)"
-    settings = {"CASE_NATIVE": str(native.__file__), "PYTHONPATH": str(tmp_path)}
-    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}", **settings)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from case import _native; print(_native.load().INTERFACE)"
+    )
+
+    def load() -> subprocess.CompletedProcess[str]:
+        return run_python(code, CASE_NATIVE=str(native.__file__), PYTHONPATH=str(tmp_path))
+
+    done = load()
     assert done.stdout.strip() == native.INTERFACE, done.stderr
     with (package / "_C.pyi").open("a") as stub:
         stub.write("def added(count: int) -> None: ...\n")
-    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}", **settings)
+    done = load()
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(
         f"case.errors.CaseError: case._C ({native.__file__}) was compiled with another interface than"
     )
     assert done.returncode == 1
     (package / "_C.pyi").unlink()
-    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}", **settings)
+    done = load()
     assert done.stdout.strip() == native.INTERFACE, done.stderr
 
 

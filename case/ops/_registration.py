@@ -8,7 +8,8 @@ implementation again from the saved inputs and differentiates it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -113,8 +114,7 @@ def differentiate(
     grads: of its floating outputs, None for those that are not used.
     """
     inputs = list(args)
-    # Inside a compiled graph the dispatcher leaves autograd out, and the gradients would silently be zero.
-    with _exclude(_Key.AutogradFunctionality, False), _exclude(_Key.ADInplaceOrView, False), torch.enable_grad():
+    with _recording():
         for position in wanted:
             inputs[position] = inputs[position].detach().requires_grad_()
         outputs = _floating(function(*inputs))
@@ -130,7 +130,7 @@ def gradients_with_graph(
     grads: as of ``differentiate``.
     """
     again = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with _recording():
         # Views of its own for each: one input may be made from another, whose gradient is for autograd to pass on.
         given = [x.view_as(x) if want else x for x, want in zip(inputs, needed, strict=True)]
         wanted = [x for x, want in zip(given, needed, strict=True) if want]
@@ -142,6 +142,13 @@ def kernels_cannot(*grads: Tensor | None) -> bool:
     """In a ``backward``: whether its gradients are to have a graph themselves, which grad mode says, or its cotangents
     are batches, as of ``torch.func.vmap`` or ``is_grads_batched``, which have no memory to read."""
     return torch.is_grad_enabled() or any(g is not None and (_is_batch(g) or _is_old_batch(g)) for g in grads)
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd sees what is done: inside a compiled graph the dispatcher leaves it out, and gradients would be zero."""
+    with _exclude(_Key.AutogradFunctionality, False), _exclude(_Key.ADInplaceOrView, False), torch.enable_grad():
+        yield
 
 
 def _gradients(

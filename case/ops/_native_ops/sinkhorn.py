@@ -6,7 +6,6 @@ a problem.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
 from case.ops._native_ops.ranks import rank_positions
-from case.ops._registration import differentiate, gradients_with_graph, kernels_cannot
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops.reference import sinkhorn as reference
 from case.ops.reference._numerics import accumulation_dtype
 
@@ -160,32 +159,18 @@ class _Sinkhorn(torch.autograd.Function):
         args = list(ctx.others)
         for i, x in zip(ctx.tensors, ctx.saved_tensors[5:]):
             args[i] = x
-        if kernels_cannot(*grads):
-            return None, *gradients_with_graph(_reference(ctx.potentials), args, ctx.needs_input_grad[1:], *grads)
+        # Irregular: a column's mass is so far below the others' that the history cannot hold it.
+        if kernels_cannot(*grads) or not ctx.regular:
+            function = reference.sinkhorn_potentials if ctx.potentials else reference.sinkhorn
+            return None, *gradients_with_graph(function, args, ctx.needs_input_grad[1:], *grads)
         needed = [ctx.needs_input_grad[1 + i] for i in _DIFFERENTIABLE]
-        if not ctx.regular:
-            found = _reference_gradients(ctx.potentials, args, needed, grads)
-        else:
-            of_each = (None, *grads) if ctx.potentials else (*grads, None, None)
-            found = _Problem(tuple(args), positions).gradients(_History(tuple(history)), of_each, needed)
+        of_each = (None, *grads) if ctx.potentials else (*grads, None, None)
+        found = _Problem(tuple(args), positions).gradients(_History(tuple(history)), of_each, needed)
         result: list[Tensor | None] = [None] * (1 + len(args))
         for i, want, gradient in zip(_DIFFERENTIABLE, needed, found):
             if want and gradient is not None:
                 result[1 + i] = gradient.to(args[i].dtype)
         return tuple(result)
-
-
-def _reference(potentials: bool) -> Callable[..., Any]:
-    return reference.sinkhorn_potentials if potentials else reference.sinkhorn
-
-
-def _reference_gradients(
-    potentials: bool, args: list[Any], needed: list[bool], grads: tuple[Tensor | None, ...]
-) -> list[Tensor | None]:
-    """Of plain torch: where a column's mass is so far below the others' that the history cannot hold it."""
-    wanted = [i for i, want in zip(_DIFFERENTIABLE, needed) if want]
-    found = iter(differentiate(_reference(potentials), args, wanted, grads))
-    return [next(found) if want else None for want in needed]
 
 
 def _place(x: Tensor | None, strides: int) -> tuple[int, ...]:
