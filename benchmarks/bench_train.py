@@ -2,7 +2,8 @@
 
 16 videos with the lengths of THUMOS14's training split (log-normal, cut to its range), T = 750, two streams of 1024
 numbers, 20 classes, 16 clusters, H = 512. The limit is this machine's own time for the products that the distinct rows
-need, forward and backward. ``python -m benchmarks.bench_train OUT`` profiles a step and writes a trace.
+need, forward and backward; under the class logits only rows that a class chooses have a gradient.
+``python -m benchmarks.bench_train OUT`` profiles a step and writes a trace.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from case.engine.plain import PlainLearner
 from case.engine.precision import set_products
 from case.engine.sampling import batch_videos, position_key
 from case.engine.store import ResidentSplit
+from case.objective import training_losses
 
 WIDTHS, VIDEOS, POOL = (1024, 1024), 16, 64
 # Steps before any is timed. On CUDA the first two of each number of rows, of which there are a few, make its graph.
@@ -62,24 +64,32 @@ class Size:
 
     samples: int
     rows: float
+    chosen: float  # rows with a gradient of their class logits
     mean_length: float
 
     @property
     def operations(self) -> float:
         """Of a step's products, forward, in the weights and in the inputs of all layers but the first."""
         s, width = settings(), WIDTHS[0]
-        hidden, narrow = width * s.hidden, s.hidden * (s.num_classes + 1 + s.num_clusters)
-        return 2 * len(WIDTHS) * self.rows * (2 * 2 * hidden + 3 * narrow)
+        hidden, classes, directions = width * s.hidden, s.hidden * s.num_classes, s.hidden * (1 + s.num_clusters)
+        by_rows = self.rows * (3 * hidden + classes + 3 * directions) + self.chosen * (hidden + 2 * classes)
+        return 2 * len(WIDTHS) * by_rows
 
 
 def size(split: ResidentSplit, steps: int = 4) -> Size:
-    s = settings()
-    drawn = [batch_videos(POOL, VIDEOS, 0, step) for step in range(steps)]
-    rows = [
-        len(split.sampled(videos, s.num_segments, position_key(0, step)).features[0])
-        for step, videos in enumerate(drawn)
-    ]
-    return Size(VIDEOS * s.num_segments, float(np.mean(rows)), float(split.lengths.double().mean()))
+    s, taught, rows, chosen = settings(), learner(device=split.device.type), [], []
+    for step in range(steps):
+        features, index, labels = split.sampled(
+            batch_videos(POOL, VIDEOS, 0, step), s.num_segments, position_key(0, step)
+        )
+        heads = taught.model(features)
+        losses = training_losses(heads, index, labels, taught.labels, s)
+        (found,) = torch.autograd.grad(losses.total, heads.cas)
+        rows.append(len(features[0]))
+        chosen.append(float((found != 0).any(-1).sum(-1).double().mean()))
+    return Size(
+        VIDEOS * s.num_segments, float(np.mean(rows)), float(np.mean(chosen)), float(split.lengths.double().mean())
+    )
 
 
 def fast(split: ResidentSplit, device: str) -> Callable[[], Tensor]:
@@ -157,7 +167,10 @@ def test_training_step(benchmark: Any, device: str, contender: str) -> None:
     benchmark.extra_info.update(
         op="training step", title="training_step", contender=contender, peer=contender in PEERS, device=device,
         dtype="float32", backward=True, scale=1, threads=THREADS, moved=0, operations=found.operations,
-        sizes={"videos": VIDEOS, "samples": found.samples, "rows": round(found.rows), "mean_length": found.mean_length},
+        sizes={
+            "videos": VIDEOS, "samples": found.samples, "mean_length": found.mean_length,
+            "rows": round(found.rows), "rows_with_class_gradient": round(found.chosen),
+        },
     )  # fmt: skip
     ours = fast(split, device)
     set_products("tf32" if contender == TF32 else "fp32", torch.device(device))

@@ -172,8 +172,8 @@ def heads_cpu(problem: _Heads, num_threads: int = 0) -> None:
 
 def heads_backward_cpu(
     problem: _Heads,
-    given: tuple[int, int, int, int],
-    results: tuple[int, int, int, int, int, int],
+    given: tuple[int, int, int],
+    results: tuple[int, int, int, int],
     num_threads: int = 0,
 ) -> None:
     """HeadCotangents -> HeadGradients."""

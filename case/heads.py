@@ -1,11 +1,12 @@
-"""What follows the network's wide products (METHOD.md, Network), in torch, forward and backward.
+"""The network's formulas (METHOD.md, Network) in torch, forward and backward.
 
-``case.heads_native`` has the same two functions as one pass over the hidden rows each; these are their oracle.
+``case.heads_native`` has the same two functions as one pass over the rows each; these are their oracle.
 Shapes have M modalities in front, and R behind M where R runs are stacked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,29 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from case.ops import cosine_logits
+from case.scratch import Scratch, empty
 
 _EPS = 1e-12  # of the length of an embedding, as in ``cosine_logits``
+
+
+class Wide(NamedTuple):
+    """Of one modality: features, and the weights of both layers that read them; also their gradients."""
+
+    rows: Tensor  # (L, width), in the dtype of its products
+    cas_hidden: Tensor  # (H, width)
+    base: Tensor  # (H, width)
+
+    def weights(self) -> Tensor:
+        """(2H, width), as one product reads them."""
+        return torch.cat([self.cas_hidden, self.base], -2).to(self.rows.dtype)
+
+
+class WideGradients(NamedTuple):
+    """Of ``Wide``; that of the rows only if somebody wants it."""
+
+    rows: Tensor | None
+    cas_hidden: Tensor
+    base: Tensor
 
 
 class HeadWeights(NamedTuple):
@@ -45,8 +67,10 @@ class HeadCotangents(NamedTuple):
     logits: Tensor | None
 
 
-def forward(hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor, Kept]:
-    """Class logits (M, L, C), and the rest. hidden (M, L, 2H) has its bias; relu is done in place."""
+def forward(wide: Sequence[Wide], hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor, Kept]:
+    """Class logits (M, L, C), and the rest; hidden (M, L, 2H) is filled."""
+    for x, bias, out in zip(wide, weights.hidden_bias.to(hidden.dtype), hidden, strict=True):
+        product(x.rows, x.weights().mT, bias, out)
     hidden.relu_()
     width, dtype, of_rows = weights.cas.shape[-1], weights.cas.dtype, hidden.dtype
     cas_hidden, embedding = hidden[..., :width], hidden[..., width:].to(dtype)
@@ -58,14 +82,78 @@ def forward(hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor,
     return cas.to(dtype), Kept(hidden, attention, logits, None)
 
 
-def backward(kept: Kept, weights: HeadWeights, scale: float, given: HeadCotangents, of_hidden: Tensor) -> HeadWeights:
-    """Gradients of the weights; of_hidden (M, L, 2H) is filled with that of the hidden layers before their relu.
+def backward(
+    wide: Sequence[Wide], of_rows: Sequence[bool], kept: Kept, weights: HeadWeights, scale: float,
+    given: HeadCotangents, scratch: Scratch | None,
+) -> tuple[HeadWeights, list[WideGradients]]:  # fmt: skip
+    """Gradients of all weights, and of the rows of those modalities for which ``of_rows`` is true.
 
     Without ``given.logits`` the gradient of the directions is that of the attention's weights alone, (M, 1, H).
     """
-    hidden, attention = kept.hidden, kept.attention
+    width, dtype, hidden = weights.cas.shape[-1], weights.cas.dtype, kept.hidden
+    of_hidden = empty(scratch, "gradient", hidden.shape, hidden)
+    directions, attention_bias = _of_embedding(kept, weights, scale, given, of_hidden[..., width:])
+    of_cas = given.cas.to(hidden.dtype)
+    each(of_cas, weights.cas.to(hidden.dtype), None, of_hidden[..., :width])
+    _undo_relu(of_hidden, hidden)
+    of_wide = []
+    for x, wanted, found in zip(wide, of_rows, of_hidden, strict=True):
+        both = product(found.mT, x.rows).to(dtype)
+        of_wide.append(WideGradients(product(found, x.weights()) if wanted else None, *both.tensor_split(2, -2)))
+    of_weights = HeadWeights(
+        of_hidden.sum(-2, dtype=dtype), each(of_cas.mT, hidden[..., :width]).to(dtype), of_cas.sum(-2, dtype=dtype),
+        directions, attention_bias,
+    )  # fmt: skip
+    return of_weights, of_wide
+
+
+class EmbeddingGradients(NamedTuple):
+    """Of the embedding's layer and what reads it, over M modalities."""
+
+    bias: Tensor  # (M, H)
+    directions: Tensor  # (M, K + 1, H), or (M, 1, H) as above
+    attention_bias: Tensor  # (M, 1)
+
+
+def backward_by_rows(
+    wide: Sequence[Wide], of_rows: Sequence[bool], kept: Kept, weights: HeadWeights, scale: float,
+    given: HeadCotangents, scratch: Scratch | None, embedding_backward: Callable[..., EmbeddingGradients],
+) -> tuple[HeadWeights, list[WideGradients]]:  # fmt: skip
+    """``backward`` where numbers of rows may depend on the data: under the class logits, only rows with a cotangent are
+    looked at. The video loss reads the highest activations of each class, an eighth of the snippets, and by and large
+    the same of all classes.
+
+    ``embedding_backward`` is the function below, or that of ``case.heads_native``.
+    """
     width, dtype = weights.cas.shape[-1], weights.cas.dtype
-    cas_hidden, embedding = hidden[..., :width], hidden[..., width:].to(dtype)
+    gradient = empty(scratch, "gradient", (*kept.hidden.shape[:-1], width), kept.hidden)
+    embedding = embedding_backward(kept, weights, scale, given, gradient)
+    classes, of_wide = [], []
+    for m, (x, wanted) in enumerate(zip(wide, of_rows, strict=True)):
+        rows = product(gradient[m], x.base.to(gradient.dtype)) if wanted else None
+        found = _class_gradients(x, kept.hidden[m, ..., :width], weights.cas[m], given.cas[m], rows)
+        classes.append(found)
+        of_wide.append(WideGradients(rows, found.cas_hidden, product(gradient[m].mT, x.rows).to(dtype)))
+    bias, cas, cas_bias = (torch.stack(y) for y in zip(*(x[1:] for x in classes), strict=True))
+    hidden_bias = torch.cat([bias, embedding.bias], -1)
+    return HeadWeights(hidden_bias, cas, cas_bias, embedding.directions, embedding.attention_bias), of_wide
+
+
+def embedding_backward(
+    kept: Kept, weights: HeadWeights, scale: float, given: HeadCotangents, gradient: Tensor
+) -> EmbeddingGradients:
+    """gradient (M, L, H) is filled with that of the embedding before its relu."""
+    directions, attention_bias = _of_embedding(kept, weights, scale, given, gradient)
+    _undo_relu(gradient, kept.hidden[..., weights.cas.shape[-1] :])
+    return EmbeddingGradients(gradient.sum(-2, dtype=weights.cas.dtype), directions, attention_bias)
+
+
+def _of_embedding(
+    kept: Kept, weights: HeadWeights, scale: float, given: HeadCotangents, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the directions and of the attention's bias; ``gradient`` (M, L, H) becomes that of the embedding."""
+    attention, dtype = kept.attention, weights.cas.dtype
+    embedding = kept.hidden[..., weights.cas.shape[-1] :].to(dtype)
     # Attention and cluster logits are products of the embedding with H numbers each: their gradients are one.
     of_attention = (given.attention * attention * (1 - attention)).unsqueeze(-1)
     of_products, directions = of_attention, weights.directions
@@ -74,20 +162,43 @@ def backward(kept: Kept, weights: HeadWeights, scale: float, given: HeadCotangen
     else:
         lengths = vector_norm(embedding, dim=-1, keepdim=True).clamp_min_(_EPS)
         of_products = torch.cat([given.logits * (scale / lengths), of_attention], -1)
-    found = of_hidden[..., width:] if hidden.dtype == dtype else torch.empty_like(embedding)
+    found = gradient if gradient.dtype == dtype else torch.empty_like(embedding)
     each(of_products, directions, given.embedding, found)
     if given.logits is not None:
         along = (given.logits * kept.logits).sum(-1, keepdim=True)
         found.addcmul_(embedding, along.div_(lengths.square_()), value=-1)
-    if hidden.dtype != dtype:
-        of_hidden[..., width:] = found
-    of_cas = given.cas.to(hidden.dtype)
-    each(of_cas, weights.cas.to(hidden.dtype), None, of_hidden[..., :width])
-    torch.ops.aten.threshold_backward.grad_input(of_hidden, hidden, 0, grad_input=of_hidden)
-    return HeadWeights(
-        of_hidden.sum(-2, dtype=dtype), each(of_cas.mT, cas_hidden).to(dtype), of_cas.sum(-2, dtype=dtype),
-        each(of_products.mT, embedding), of_attention.sum(-2),
-    )  # fmt: skip
+    if found is not gradient:
+        gradient.copy_(found)
+    return each(of_products.mT, embedding), of_attention.sum(-2)
+
+
+class _ClassGradients(NamedTuple):
+    """Of one modality's layers under the class logits, or of each of R runs."""
+
+    cas_hidden: Tensor  # (H, width)
+    hidden_bias: Tensor  # (H,)
+    cas: Tensor  # (C, H)
+    cas_bias: Tensor  # (C,)
+
+
+def _class_gradients(x: Wide, hidden: Tensor, cas: Tensor, given: Tensor, of_rows: Tensor | None) -> _ClassGradients:
+    """hidden (L, H), cas (C, H), given (L, C). The rows' own gradient is added to ``of_rows``."""
+    if given.dim() == 3:
+        to = [None] * len(given) if of_rows is None else of_rows
+        runs = [_class_gradients(Wide(*y), *rest) for *y, rest in zip(*x, zip(hidden, cas, given, to, strict=True))]
+        return _ClassGradients(*(torch.stack(y) for y in zip(*runs, strict=True)))
+    chosen = (given != 0).any(-1).nonzero().squeeze(-1)
+    rows, hidden, given = (y.index_select(0, chosen) for y in (x.rows, hidden, given.to(hidden.dtype)))
+    of_hidden = product(given, cas.to(hidden.dtype))
+    _undo_relu(of_hidden, hidden)
+    if of_rows is not None:
+        of_rows.index_add_(0, chosen, product(of_hidden, x.cas_hidden.to(hidden.dtype)))
+    wide, narrow = product(of_hidden.mT, rows).to(cas.dtype), product(given.mT, hidden).to(cas.dtype)
+    return _ClassGradients(wide, of_hidden.sum(0, dtype=cas.dtype), narrow, given.sum(0, dtype=cas.dtype))
+
+
+def _undo_relu(gradient: Tensor, hidden: Tensor) -> None:
+    torch.ops.aten.threshold_backward.grad_input(gradient, hidden, 0, grad_input=gradient)
 
 
 def product(x: Tensor, y: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:

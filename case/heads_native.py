@@ -1,14 +1,15 @@
-"""``case.heads`` by ``csrc/heads*.cpp``: one pass over the hidden rows forward, one backward."""
+"""What is narrow in ``case.heads`` by ``csrc/heads*.cpp``: one pass over the hidden rows each way."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from case import _native
-from case.heads import HeadCotangents, HeadWeights, Kept
+from case.heads import EmbeddingGradients, HeadCotangents, HeadWeights, Kept, Wide, product
 from case.ops import _backend
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
@@ -20,8 +21,10 @@ def serves(rows: Tensor, weights: HeadWeights) -> bool:
     return alike and rows.dtype in DTYPES and _native.load() is not None and _backend.allows("native")
 
 
-def forward(hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor, Kept]:
-    """As ``case.heads.forward``, but hidden (M, L, 2H) has no bias yet; it is contiguous."""
+def forward(wide: Sequence[Wide], hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor, Kept]:
+    """As ``case.heads.forward``; hidden is contiguous."""
+    for x, out in zip(wide, hidden, strict=True):
+        product(x.rows, x.weights().mT, None, out)
     shape, classes = hidden.shape[:-1], weights.cas.shape[-2]
     cas, logits = hidden.new_empty(*shape, classes), hidden.new_empty(*shape, weights.directions.shape[-2] - 1)
     kept = Kept(hidden, hidden.new_empty(shape), logits, hidden.new_empty(shape))
@@ -29,19 +32,22 @@ def forward(hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor,
     return cas, kept
 
 
-def backward(kept: Kept, weights: HeadWeights, scale: float, given: HeadCotangents, of_hidden: Tensor) -> HeadWeights:
-    """As ``case.heads.backward``; of_hidden contiguous."""
+def embedding_backward(
+    kept: Kept, weights: HeadWeights, scale: float, given: HeadCotangents, gradient: Tensor
+) -> EmbeddingGradients:
+    """As ``case.heads.embedding_backward``; gradient contiguous."""
     # As they were made, unless somebody's hook for saved tensors gave them other strides.
     kept = Kept(*(None if x is None else x.contiguous() for x in kept))  # type: ignore[arg-type]
     weights = HeadWeights(*(x.contiguous() for x in weights))
     if given.logits is None:
         weights = weights._replace(directions=weights.directions[..., -1:, :].contiguous())
-    given = HeadCotangents(*(None if x is None else x.contiguous() for x in given))  # type: ignore[arg-type]
-    results = HeadWeights(*(torch.empty_like(x) for x in weights))
+    bias = weights.attention_bias.new_empty(*weights.hidden_bias.shape[:-1], gradient.shape[-1])
+    results = EmbeddingGradients(bias, torch.empty_like(weights.directions), torch.empty_like(weights.attention_bias))
+    cotangents = [None if x is None else x.contiguous() for x in (given.embedding, given.attention, given.logits)]
     _common.module().heads_backward_cpu(
         _problem(None, kept, weights, scale),
-        tuple(address(x) for x in given),
-        tuple(address(x) for x in (of_hidden, *results)),
+        tuple(address(x) for x in cotangents),
+        tuple(address(x) for x in (gradient, *results)),
         torch.get_num_threads(),
     )
     return results

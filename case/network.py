@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from case import heads, heads_native
-from case.heads import HeadCotangents, HeadWeights, Kept, product
+from case.heads import HeadCotangents, HeadWeights, Kept, Wide
 from case.scratch import Scratch, empty
 
 
@@ -64,13 +64,10 @@ class _Network(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         rows, weights = _grouped(tensors, modalities)
-        small, width = _small(weights), weights[0].base.shape[-2]
+        small, wide, width = _small(weights), _wide(rows, weights), weights[0].base.shape[-2]
         hidden = empty(scratch, "hidden", (modalities, *rows[0].shape[:-1], 2 * width), rows[0])
         fused = heads_native.serves(rows[0], small)
-        for m, (x, w) in enumerate(zip(rows, weights, strict=True)):
-            bias = None if fused else small.hidden_bias[m].to(x.dtype)
-            product(x, _wide(w, x).mT, bias, hidden[m])
-        cas, kept = (heads_native if fused else heads).forward(hidden, small, cosine_scale)
+        cas, kept = (heads_native if fused else heads).forward(wide, hidden, small, cosine_scale)
         ctx.save_for_backward(*kept, *small, *tensors)
         ctx.given = cosine_scale, scratch, modalities, fused
         return cas, hidden[..., width:].to(cas.dtype), kept.attention, kept.logits
@@ -86,28 +83,28 @@ class _Network(torch.autograd.Function):
         saved = ctx.saved_tensors
         kept, small = Kept(*saved[:4]), HeadWeights(*saved[4:9])
         rows, weights = _grouped(saved[9:], modalities)
-        width, dtype = weights[0].base.shape[-2], small.cas.dtype
         # Every loss of CASE uses these two, so that leaving their terms out is not worth its lines.
         if of_cas is None:
             of_cas = kept.attention.new_zeros(*kept.attention.shape, small.cas.shape[-2])
         if of_attention is None:
             of_attention = torch.zeros_like(kept.attention)
-        of_hidden = empty(scratch, "gradient", kept.hidden.shape, kept.hidden)
         given = HeadCotangents(of_cas, of_embedding, of_attention, of_logits)
-        of_small = (heads_native if fused else heads).backward(kept, small, scale, given, of_hidden)
+        of_rows = ctx.needs_input_grad[3 : 3 + modalities]
+        arguments = _wide(rows, weights), of_rows, kept, small, scale, given, scratch
+        if kept.hidden.is_cpu:
+            passes = heads_native if fused else heads
+            of_small, of_wide = heads.backward_by_rows(*arguments, passes.embedding_backward)
+        else:  # a graph has fixed shapes
+            of_small, of_wide = heads.backward(*arguments)
+        width = small.cas.shape[-1]
         of_units = None if of_logits is None else of_small.directions[..., :-1, :]
         of_attention_weights = of_small.directions[..., -1:, :]
         of_each = (of_small.cas, of_small.cas_bias, of_attention_weights, of_small.attention_bias, of_units)
         grads: list[Tensor | None] = []
-        for m, x in enumerate(rows):
-            of_wide, bias = product(of_hidden[m].mT, x).to(dtype), of_small.hidden_bias[m]
-            grads += of_wide[..., :width, :], bias[..., :width], of_wide[..., width:, :], bias[..., width:]
+        for m, (wide, bias) in enumerate(zip(of_wide, of_small.hidden_bias, strict=True)):
+            grads += wide.cas_hidden, bias[..., :width], wide.base, bias[..., width:]
             grads += [None if g is None else g[m] for g in of_each]
-        of_rows = (
-            product(of_hidden[m], _wide(w, x)) if wanted else None
-            for m, (x, w, wanted) in enumerate(zip(rows, weights, ctx.needs_input_grad[3:]))
-        )
-        return None, None, None, *of_rows, *grads
+        return None, None, None, *(wide.rows for wide in of_wide), *grads
 
 
 def _grouped(tensors: Sequence[Tensor], modalities: int) -> tuple[Sequence[Tensor], list[Weights]]:
@@ -116,9 +113,8 @@ def _grouped(tensors: Sequence[Tensor], modalities: int) -> tuple[Sequence[Tenso
     return tensors[:modalities], [Weights(*rest[i : i + each]) for i in range(0, len(rest), each)]
 
 
-def _wide(w: Weights, x: Tensor) -> Tensor:
-    """The weights of both layers that read the features, in their dtype."""
-    return torch.cat([w.cas_hidden, w.base], -2).to(x.dtype)
+def _wide(rows: Sequence[Tensor], weights: Sequence[Weights]) -> list[Wide]:
+    return [Wide(x, w.cas_hidden, w.base) for x, w in zip(rows, weights, strict=True)]
 
 
 def _small(weights: Sequence[Weights]) -> HeadWeights:

@@ -9,8 +9,8 @@ namespace {
 using Five = std::tuple<Address, Address, Address, Address, Address>;
 // dtype, (groups, rows, hidden, classes, clusters), HeadWeights, scale, HeadOutputs.
 using Problem = std::tuple<std::string, std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>, Five, double, Five>;
-using Cotangents = std::tuple<Address, Address, Address, Address>;
-using Gradients = std::tuple<Address, Address, Address, Address, Address, Address>;
+using Cotangents = std::tuple<Address, Address, Address>;
+using Gradients = std::tuple<Address, Address, Address, Address>;
 
 HeadSizes sizes_of(const Problem& problem) {
   const auto [groups, rows, hidden, classes, clusters] = std::get<1>(problem);
@@ -70,16 +70,14 @@ void heads_backward(const Problem& problem, const Cotangents& given, const Gradi
   const HeadSizes sizes = sizes_of(problem);
   dispatch(std::get<0>(problem), [&](auto zero) {
     using T = decltype(zero);
-    const auto [of_cas, of_embedding, of_attention, of_logits] = given;
-    const auto [hidden, hidden_bias, cas, cas_bias, directions, attention_bias] = results;
+    const auto [of_embedding, of_attention, of_logits] = given;
+    const auto [embedding, bias, directions, attention_bias] = results;
     const Counts n(sizes);
     const HeadCotangents<T> cotangents{
-        pointer<const T>("of_cas", of_cas, n.cas), pointer<const T>("of_embedding", of_embedding, 0),
-        pointer<const T>("of_attention", of_attention, n.attention), pointer<const T>("of_logits", of_logits, 0)};
-    const HeadGradients<T> gradients{pointer<T>("the gradient of hidden", hidden, n.hidden),
-                                     pointer<T>("the gradient of hidden_bias", hidden_bias, n.hidden_bias),
-                                     pointer<T>("the gradient of cas", cas, n.cas_weights),
-                                     pointer<T>("the gradient of cas_bias", cas_bias, n.cas_bias),
+        pointer<const T>("of_embedding", of_embedding, 0), pointer<const T>("of_attention", of_attention, n.attention),
+        pointer<const T>("of_logits", of_logits, 0)};
+    const HeadGradients<T> gradients{pointer<T>("the gradient of embedding", embedding, n.hidden / 2),
+                                     pointer<T>("the gradient of its bias", bias, n.hidden_bias / 2),
                                      pointer<T>("the gradient of directions", directions, n.directions),
                                      pointer<T>("the gradient of attention_bias", attention_bias, n.groups)};
     const HeadOutputs<T> outputs = outputs_of<T>(problem, n, false);
@@ -95,7 +93,7 @@ void bind_heads(py::module_& module) {
   module.def("heads_cpu", &heads, py::arg("problem"), py::arg("num_threads") = 0,
              "Bias and relu of the hidden layers, and the heads' outputs (csrc/heads.h).");
   module.def("heads_backward_cpu", &heads_backward, py::arg("problem"), py::arg("given"), py::arg("results"),
-             py::arg("num_threads") = 0, "Their gradients; an address of 0 stands for a cotangent that is absent.");
+             py::arg("num_threads") = 0, "Gradients of those that read the embedding; an address of 0 stands for a cotangent that is absent.");
 }
 
 }  // namespace case_wtal

@@ -35,7 +35,6 @@ void heads_cpu(const HeadSizes& sizes, const HeadWeights<T>& weights, T scale, c
 
 template <typename T>
 struct HeadCotangents {
-  const T* cas;
   const T* embedding;  // (groups, rows, hidden), or null: 0
   const T* attention;
   const T* logits;  // or null: then clusters is 0, and the directions are the attention's weights alone
@@ -43,15 +42,14 @@ struct HeadCotangents {
 
 template <typename T>
 struct HeadGradients {
-  T* hidden;       // (groups, rows, 2 hidden), of hidden layers before their relu
-  T* hidden_bias;  // what follows has the shapes in HeadWeights
-  T* cas;
-  T* cas_bias;
-  T* directions;
+  T* embedding;       // (groups, rows, hidden), before its relu
+  T* bias;            // (groups, hidden), of the embedding's layer
+  T* directions;      // what follows has the shapes in HeadWeights
   T* attention_bias;
 };
 
-// Sums over rows are made of sums over chunks, which depend on the sizes alone: the number of threads changes no bit.
+// Of the attention and the cluster logits, to the embedding's layer. The class logits are not among them: few of their rows
+// have a cotangent, and `case/heads_native.py` looks at no others. Sums over rows are made of sums over chunks, which depend on the sizes alone: the number of threads changes no bit.
 template <typename T>
 void heads_backward_cpu(const HeadSizes& sizes, const HeadWeights<T>& weights, T scale, const HeadOutputs<T>& outputs,
                         const HeadCotangents<T>& given, const HeadGradients<T>& gradients, int num_threads);

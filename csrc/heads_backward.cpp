@@ -8,14 +8,6 @@
 namespace case_wtal {
 namespace {
 
-// One of the two hidden layers: how many narrow products read it, and where its parts start.
-struct Layer {
-  int64_t products;
-  int64_t weights;  // in the weights of a group: panels (products, kPanel), the last one filled up with zeros
-  int64_t sums;     // in the sums of a chunk: panels (products + 1, kPanel), gradients of the weights and of the bias
-  int64_t totals;   // in the sums of a chunk: (products), sums of the products' cotangents
-};
-
 template <typename T>
 struct Backward {
   HeadSizes sizes;
@@ -24,39 +16,28 @@ struct Backward {
   HeadGradients<T> gradients;
   T scale;
   RowChunks chunks;
-  int64_t panels;    // of a hidden layer
-  Layer layers[2];   // under the class logits; the embedding
-  int64_t weights_size, sums_size;
-  std::vector<T> weights;  // (groups, weights_size)
-  std::vector<T> sums;     // (groups, chunks, sums_size)
+  int64_t directions, weights_size, sums_size;
+  std::vector<T> weights;  // (groups, panels (directions, kPanel)), the last one filled up with zeros
+  // (groups, chunks): panels (directions + 1, kPanel), gradients of the directions and of the bias; then (directions),
+  // sums of the products' cotangents.
+  std::vector<T> sums;
 
   Backward(const HeadSizes& sizes, const HeadWeights<T>& from, T scale, const HeadOutputs<T>& outputs,
            const HeadCotangents<T>& given, const HeadGradients<T>& gradients)
       : sizes(sizes), outputs(outputs), given(given), gradients(gradients), scale(scale), chunks(sizes.rows),
-        panels(panel_count<T>(sizes.hidden)) {
-    const int64_t classes = sizes.classes, directions = sizes.clusters + 1, width = panels * kPanel<T>;
-    const int64_t both = (classes + directions + 2) * width;
-    layers[0] = {classes, 0, 0, both};
-    layers[1] = {directions, classes * width, (classes + 1) * width, both + classes};
-    weights_size = (classes + directions) * width;
-    sums_size = both + classes + directions;
-    weights.resize(size_t(sizes.groups * weights_size));
-    sums.resize(size_t(sizes.groups * std::max<int64_t>(chunks.count, 1) * sums_size));
+        directions(sizes.clusters + 1), weights_size(directions * padded_width()),
+        sums_size((directions + 1) * padded_width() + directions), weights(size_t(sizes.groups * weights_size)),
+        sums(size_t(sizes.groups * std::max<int64_t>(chunks.count, 1) * sums_size)) {
     for (int64_t g = 0; g < sizes.groups; ++g) {
-      pack(from.cas + g * classes * sizes.hidden, layers[0], g);
-      pack(from.directions + g * directions * sizes.hidden, layers[1], g);
+      pack_rows(from.directions + g * directions * sizes.hidden, directions, sizes.hidden, weights.data() + g * weights_size);
     }
   }
 
+  int64_t padded_width() const { return panel_count<T>(sizes.hidden) * kPanel<T>; }
   T* sums_of(int64_t group, int64_t chunk) { return sums.data() + (group * chunks.count + chunk) * sums_size; }
-
- private:
-  void pack(const T* from, const Layer& layer, int64_t group) {
-    pack_rows(from, layer.products, sizes.hidden, weights.data() + group * weights_size + layer.weights);
-  }
 };
 
-// Gradients of a hidden layer at the rows of a block, before its relu, and their sum, which is the bias's.
+// Gradients of the embedding at the rows of a block, before its relu, and their sum, which is the bias's.
 template <typename T>
 CASE_INLINE void backward_part(const WideRows<T>& it) {
   constexpr int N = kPanel<T>;
@@ -106,35 +87,29 @@ CASE_INLINE void of_directions(const Backward<T>& pass, int64_t first, int64_t r
 template <typename T>
 CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk, T* products) {
   const HeadSizes& sizes = pass.sizes;
-  const int64_t width = sizes.hidden;
-  T* coefficient = products + kBlockRows * (sizes.clusters + 1);
-  T* sums = pass.sums_of(group, chunk);
+  const int64_t width = sizes.hidden, directions = pass.directions;
+  T* coefficient = products + kBlockRows * directions;
+  T *sums = pass.sums_of(group, chunk), *totals = sums + (directions + 1) * pass.padded_width();
   pass.chunks.each_block(chunk, [&](int64_t start, int64_t rows) CASE_INLINE_LAMBDA {
     const int64_t first = group * sizes.rows + start;
     of_directions(pass, first, rows, products, coefficient);
-    for (int l = 0; l < 2; ++l) {
-      const Layer& layer = pass.layers[l];
-      const int64_t place = first * 2 * width + l * width;
-      WideRows<T> it{};
-      it.rows = rows;
-      it.width = width;
-      it.products = layer.products;
-      it.x = pass.outputs.hidden + place;
-      it.x_stride = it.gradient_stride = 2 * width;
-      it.factors = l == 0 ? pass.given.cas + first * sizes.classes : products;
-      it.factor_stride = layer.products;
-      it.added = l == 1 && pass.given.embedding ? pass.given.embedding + first * width : nullptr;
-      it.added_stride = width;
-      it.coefficient = l == 1 && pass.given.logits ? coefficient : nullptr;
-      it.weights = pass.weights.data() + group * pass.weights_size + layer.weights;
-      it.sums = sums + layer.sums;
-      it.sum_rows = layer.products + 1;
-      it.gradient = pass.gradients.hidden + place;
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t p = 0; p < layer.products; ++p) sums[layer.totals + p] += it.factors[r * layer.products + p];
-      }
-      backward_part(it);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t p = 0; p < directions; ++p) totals[p] += products[r * directions + p];
     }
+    WideRows<T> it{};
+    it.rows = rows;
+    it.width = it.gradient_stride = it.added_stride = width;
+    it.products = it.factor_stride = directions;
+    it.x = pass.outputs.hidden + first * 2 * width + width;
+    it.x_stride = 2 * width;
+    it.factors = products;
+    it.added = pass.given.embedding ? pass.given.embedding + first * width : nullptr;
+    it.coefficient = pass.given.logits ? coefficient : nullptr;
+    it.weights = pass.weights.data() + group * pass.weights_size;
+    it.sums = sums;
+    it.sum_rows = directions + 1;
+    it.gradient = pass.gradients.embedding + first * width;
+    backward_part(it);
   });
 }
 
@@ -155,20 +130,16 @@ void gather(Backward<T>& pass, int64_t group) {
     const T* more = pass.sums_of(group, chunk);
     for (int64_t i = 0; i < pass.sums_size; ++i) sums[i] += more[i];
   }
-  for (int l = 0; l < 2; ++l) {
-    const Layer& layer = pass.layers[l];
-    T* weights = (l == 0 ? pass.gradients.cas : pass.gradients.directions) + group * layer.products * width;
-    T* bias = pass.gradients.hidden_bias + (2 * group + l) * width;
-    const T* from = sums + layer.sums;
-    for (int64_t p = 0; p < pass.panels; ++p) {
-      for (int64_t r = 0; r <= layer.products; ++r, from += kPanel<T>) {
-        T* to = r < layer.products ? weights + r * width : bias;
-        std::copy_n(from, panel_columns<T>(width, p), to + p * kPanel<T>);
-      }
+  const int64_t directions = pass.directions;
+  T* weights = pass.gradients.directions + group * directions * width;
+  const T* from = sums;
+  for (int64_t p = 0; p < panel_count<T>(width); ++p) {
+    for (int64_t r = 0; r <= directions; ++r, from += kPanel<T>) {
+      T* to = r < directions ? weights + r * width : pass.gradients.bias + group * width;
+      std::copy_n(from, panel_columns<T>(width, p), to + p * kPanel<T>);
     }
   }
-  std::copy_n(sums + pass.layers[0].totals, sizes.classes, pass.gradients.cas_bias + group * sizes.classes);
-  pass.gradients.attention_bias[group] = sums[pass.layers[1].totals + sizes.clusters];
+  pass.gradients.attention_bias[group] = from[directions - 1];
 }
 
 }  // namespace
