@@ -1,6 +1,6 @@
 """The network's formulas (METHOD.md, Network) in torch, forward and backward.
 
-``case.heads_native`` has the same two functions as one pass over the rows each; these are their oracle.
+``case.heads_native`` has ``forward`` and ``embedding_backward`` as passes in C++; these are their oracle.
 Shapes have M modalities in front, and R behind M where R runs are stacked.
 """
 
@@ -121,7 +121,7 @@ def backward_by_rows(
 ) -> tuple[HeadWeights, list[WideGradients]]:  # fmt: skip
     """``backward`` where numbers of rows may depend on the data: under the class logits, only rows with a cotangent are
     looked at. The video loss reads the highest activations of each class, an eighth of the snippets, and by and large
-    the same of all classes.
+    the same of all classes. Of finite numbers the gradients are the same, up to rounding.
 
     ``embedding_backward`` is the function below, or that of ``case.heads_native``.
     """
@@ -183,7 +183,7 @@ class _ClassGradients(NamedTuple):
 
 def _class_gradients(x: Wide, hidden: Tensor, cas: Tensor, given: Tensor, of_rows: Tensor | None) -> _ClassGradients:
     """hidden (L, H), cas (C, H), given (L, C). The rows' own gradient is added to ``of_rows``."""
-    if given.dim() == 3:
+    if given.dim() > 2:
         to = [None] * len(given) if of_rows is None else of_rows
         runs = [_class_gradients(Wide(*y), *rest) for *y, rest in zip(*x, zip(hidden, cas, given, to, strict=True))]
         return _ClassGradients(*(torch.stack(y) for y in zip(*runs, strict=True)))

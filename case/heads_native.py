@@ -1,4 +1,4 @@
-"""What is narrow in ``case.heads`` by ``csrc/heads*.cpp``: one pass over the hidden rows each way."""
+"""What is narrow in ``case.heads`` in C++: one pass over the hidden rows forward, one over the embeddings backward."""
 
 from __future__ import annotations
 

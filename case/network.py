@@ -1,7 +1,7 @@
 """All layers of the network as one node of the autograd graph (METHOD.md, Network).
 
-The two layers that read the features are one product in each direction, and what has the width of the hidden layers is
-written once in each direction: gradients are added up where they end, instead of one by one in passes of their own.
+The two layers that read the features are one product forward, and what has the width of the hidden layers is written
+once in each direction: gradients are added up where they end, instead of one by one in passes of their own.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 // What follows the product that makes the hidden layers (METHOD.md, Network), in one pass over their rows forward and one
-// backward. A group is one modality of one run; its arrays follow one another, contiguous.
+// over the embeddings backward. A group is one modality of one run; its arrays follow one another, contiguous.
 #pragma once
 
 #include <cstdint>
@@ -48,8 +48,9 @@ struct HeadGradients {
   T* attention_bias;
 };
 
-// Of the attention and the cluster logits, to the embedding's layer. The class logits are not among them: few of their rows
-// have a cotangent, and `case/heads_native.py` looks at no others. Sums over rows are made of sums over chunks, which depend on the sizes alone: the number of threads changes no bit.
+// Of the attention and the cluster logits, to the embedding's layer. The class logits are not among them: few of their
+// rows have a cotangent, and `case/heads.py` looks at no others.
+// Sums over rows are made of sums over chunks, which depend on the sizes alone: the number of threads changes no bit.
 template <typename T>
 void heads_backward_cpu(const HeadSizes& sizes, const HeadWeights<T>& weights, T scale, const HeadOutputs<T>& outputs,
                         const HeadCotangents<T>& given, const HeadGradients<T>& gradients, int num_threads);

@@ -66,6 +66,23 @@ def gradients(heads: Heads, leaves: Sequence[Tensor], used: Sequence[bool] = (Tr
     return list(torch.autograd.grad(outputs, leaves, given, allow_unused=True))
 
 
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "backward_by_rows", lambda *arguments: heads.backward(*arguments[:-1]))
+
+
+@pytest.mark.parametrize("passes", ["auto", "reference"])
+def test_rows_without_a_class_gradient_are_not_looked_at(seed: int, passes: str) -> None:
+    rows, weights = inputs(seed, (), torch.float64)
+    rows[0][7, 3] = torch.nan
+    with backend("auto" if passes == "auto" else "reference"):
+        cas = network(rows, weights, SCALE).cas
+        given = torch.zeros_like(cas)
+        given[:, ::5] = 1  # not row 7
+        (found,) = torch.autograd.grad(cas, weights[0].cas_hidden, given)
+    assert found.isfinite().all()
+    assert found.any()
+
+
 @pytest.mark.parametrize("passes", ["auto", "reference", "all rows"])
 @pytest.mark.parametrize("runs", [(), (1,), (3,)])
 @pytest.mark.parametrize("used", [used for used in itertools.product((0, 1), repeat=4) if any(used)])
@@ -73,8 +90,8 @@ def test_outputs_and_gradients_are_the_formulas(
     seed: int, runs: tuple[int, ...], used: tuple[bool, ...], passes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever of them is used: the baseline has no cluster logits, say; with scratch and without; features as well."""
-    if passes == "all rows":  # as on a GPU
-        monkeypatch.setattr(heads, "backward_by_rows", lambda *arguments: heads.backward(*arguments[:-1]))
+    if passes == "all rows":
+        as_on_a_gpu(monkeypatch)
     rows, weights = inputs(seed, runs, torch.float64)
     for x in rows:
         x.requires_grad_()
@@ -113,9 +130,14 @@ def test_rows_of_zero_embedding_have_a_finite_gradient(seed: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("all_rows", [False, True])
 @pytest.mark.parametrize(("narrow", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_narrower_rows_and_weights_round_a_little(seed: int, narrow: torch.dtype, tolerance: float) -> None:
+def test_narrower_rows_and_weights_round_a_little(
+    seed: int, narrow: torch.dtype, tolerance: float, all_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hidden layers of whole numbers and a half, exact in bfloat16: no unit is on in one and off in the other."""
+    if all_rows:
+        as_on_a_gpu(monkeypatch)
     rows, weights = inputs(seed, (), torch.float32)
     rows = [x.round().clamp(-2, 2) for x in rows]
     with torch.no_grad():
@@ -125,14 +147,15 @@ def test_narrower_rows_and_weights_round_a_little(seed: int, narrow: torch.dtype
             for x in (w.cas_hidden_bias, w.base_bias):
                 x.fill_(0.5)
     exact = [Weights(*(x.detach().double().requires_grad_() for x in w)) for w in weights]
-    found = network([x.to(narrow) for x in rows], weights, SCALE)
-    wanted = written_out([x.double() for x in rows], exact)
+    given, exact_rows = ([x.to(dtype).requires_grad_() for x in rows] for dtype in (narrow, torch.float64))
+    found, wanted = network(given, weights, SCALE), written_out(exact_rows, exact)
     pairs = [*zip(found, wanted, strict=True)]
-    pairs += zip(gradients(found, flat(weights)), gradients(wanted, flat(exact)), strict=True)
-    for a, b in pairs:
+    leaves, exact_leaves = [*flat(weights), *given], [*flat(exact), *exact_rows]
+    pairs += zip(gradients(found, leaves), gradients(wanted, exact_leaves), strict=True)
+    for i, (a, b) in enumerate(pairs):
         assert a is not None
         assert b is not None
-        assert a.dtype == torch.float32
+        assert a.dtype == (torch.float32 if i < len(pairs) - len(rows) else narrow)
         size = max(b.abs().max().item(), 0.1)  # sums of 23 terms of some 0.1 can cancel
         torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * size)
 
