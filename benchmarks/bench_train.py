@@ -2,8 +2,8 @@
 
 16 videos with the lengths of THUMOS14's training split (log-normal, cut to its range), T = 750, two streams of 1024
 numbers, 20 classes, 16 clusters, H = 512. The limit is this machine's own time for the products that the distinct rows
-need, forward and backward; under the class logits only rows that a class chooses have a gradient.
-``python -m benchmarks.bench_train OUT`` profiles a step and writes a trace.
+need, forward and backward; under the class logits only rows that a class chooses have a gradient, though a GPU's graph
+multiplies all. ``python -m benchmarks.bench_train OUT`` profiles a step and writes a trace.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _EPS = 1e-12  # of the length of an embedding, as in ``cosine_logits``
 
 
 class Wide(NamedTuple):
-    """Of one modality: features, and the weights of both layers that read them; also their gradients."""
+    """Of one modality: features, and the weights of both layers that read them."""
 
     rows: Tensor  # (L, width), in the dtype of its products
     cas_hidden: Tensor  # (H, width)
@@ -69,8 +69,7 @@ class HeadCotangents(NamedTuple):
 
 def forward(wide: Sequence[Wide], hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor, Kept]:
     """Class logits (M, L, C), and the rest; hidden (M, L, 2H) is filled."""
-    for x, bias, out in zip(wide, weights.hidden_bias.to(hidden.dtype), hidden, strict=True):
-        product(x.rows, x.weights().mT, bias, out)
+    multiply(wide, weights.hidden_bias.to(hidden.dtype), hidden)
     hidden.relu_()
     width, dtype, of_rows = weights.cas.shape[-1], weights.cas.dtype, hidden.dtype
     cas_hidden, embedding = hidden[..., :width], hidden[..., width:].to(dtype)
@@ -199,6 +198,12 @@ def _class_gradients(x: Wide, hidden: Tensor, cas: Tensor, given: Tensor, of_row
 
 def _undo_relu(gradient: Tensor, hidden: Tensor) -> None:
     torch.ops.aten.threshold_backward.grad_input(gradient, hidden, 0, grad_input=gradient)
+
+
+def multiply(wide: Sequence[Wide], bias: Tensor | None, hidden: Tensor) -> None:
+    """The wide products, of each modality: hidden (M, L, 2H), with its bias (M, 2H) if there is one here."""
+    for m, x in enumerate(wide):
+        product(x.rows, x.weights().mT, None if bias is None else bias[m], hidden[m])
 
 
 def product(x: Tensor, y: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from case import _native
-from case.heads import EmbeddingGradients, HeadCotangents, HeadWeights, Kept, Wide, product
+from case.heads import EmbeddingGradients, HeadCotangents, HeadWeights, Kept, Wide, multiply
 from case.ops import _backend
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
@@ -23,8 +23,7 @@ def serves(rows: Tensor, weights: HeadWeights) -> bool:
 
 def forward(wide: Sequence[Wide], hidden: Tensor, weights: HeadWeights, scale: float) -> tuple[Tensor, Kept]:
     """As ``case.heads.forward``; hidden is contiguous."""
-    for x, out in zip(wide, hidden, strict=True):
-        product(x.rows, x.weights().mT, None, out)
+    multiply(wide, None, hidden)
     shape, classes = hidden.shape[:-1], weights.cas.shape[-2]
     cas, logits = hidden.new_empty(*shape, classes), hidden.new_empty(*shape, weights.directions.shape[-2] - 1)
     kept = Kept(hidden, hidden.new_empty(shape), logits, hidden.new_empty(shape))

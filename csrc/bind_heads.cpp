@@ -93,7 +93,8 @@ void bind_heads(py::module_& module) {
   module.def("heads_cpu", &heads, py::arg("problem"), py::arg("num_threads") = 0,
              "Bias and relu of the hidden layers, and the heads' outputs (csrc/heads.h).");
   module.def("heads_backward_cpu", &heads_backward, py::arg("problem"), py::arg("given"), py::arg("results"),
-             py::arg("num_threads") = 0, "Gradients of those that read the embedding; an address of 0 stands for a cotangent that is absent.");
+             py::arg("num_threads") = 0,
+             "Gradients of those that read the embedding; an address of 0 stands for a cotangent that is absent.");
 }
 
 }  // namespace case_wtal

@@ -18,18 +18,19 @@ struct Backward {
   RowChunks chunks;
   int64_t directions, weights_size, sums_size;
   std::vector<T> weights;  // (groups, panels (directions, kPanel)), the last one filled up with zeros
-  // (groups, chunks): panels (directions + 1, kPanel), gradients of the directions and of the bias; then (directions),
-  // sums of the products' cotangents.
+  // (groups, chunks): panels (directions + 1, kPanel), gradients of the directions and of the bias; then that of the
+  // attention's bias.
   std::vector<T> sums;
 
   Backward(const HeadSizes& sizes, const HeadWeights<T>& from, T scale, const HeadOutputs<T>& outputs,
            const HeadCotangents<T>& given, const HeadGradients<T>& gradients)
       : sizes(sizes), outputs(outputs), given(given), gradients(gradients), scale(scale), chunks(sizes.rows),
         directions(sizes.clusters + 1), weights_size(directions * padded_width()),
-        sums_size((directions + 1) * padded_width() + directions), weights(size_t(sizes.groups * weights_size)),
+        sums_size((directions + 1) * padded_width() + 1), weights(size_t(sizes.groups * weights_size)),
         sums(size_t(sizes.groups * std::max<int64_t>(chunks.count, 1) * sums_size)) {
     for (int64_t g = 0; g < sizes.groups; ++g) {
-      pack_rows(from.directions + g * directions * sizes.hidden, directions, sizes.hidden, weights.data() + g * weights_size);
+      pack_rows(from.directions + g * directions * sizes.hidden, directions, sizes.hidden,
+                weights.data() + g * weights_size);
     }
   }
 
@@ -89,13 +90,11 @@ CASE_INLINE void backward_chunk(Backward<T>& pass, int64_t group, int64_t chunk,
   const HeadSizes& sizes = pass.sizes;
   const int64_t width = sizes.hidden, directions = pass.directions;
   T* coefficient = products + kBlockRows * directions;
-  T *sums = pass.sums_of(group, chunk), *totals = sums + (directions + 1) * pass.padded_width();
+  T *sums = pass.sums_of(group, chunk), *of_attention_bias = sums + (directions + 1) * pass.padded_width();
   pass.chunks.each_block(chunk, [&](int64_t start, int64_t rows) CASE_INLINE_LAMBDA {
     const int64_t first = group * sizes.rows + start;
     of_directions(pass, first, rows, products, coefficient);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t p = 0; p < directions; ++p) totals[p] += products[r * directions + p];
-    }
+    for (int64_t r = 0; r < rows; ++r) *of_attention_bias += products[r * directions + sizes.clusters];
     WideRows<T> it{};
     it.rows = rows;
     it.width = it.gradient_stride = it.added_stride = width;
@@ -139,7 +138,7 @@ void gather(Backward<T>& pass, int64_t group) {
       std::copy_n(from, panel_columns<T>(width, p), to + p * kPanel<T>);
     }
   }
-  pass.gradients.attention_bias[group] = from[directions - 1];
+  pass.gradients.attention_bias[group] = *from;
 }
 
 }  // namespace
