@@ -22,7 +22,9 @@ WIDTHS = (6, 3)
 
 
 class Problem:
-    """Hidden layers are exact in float32: no unit is on in one dtype and off in the other."""
+    """Hidden layers are exact in float32: no unit is on in one dtype and off in the other. Cotangents of the cluster
+    logits shrink with the embedding, whose length their gradients are divided by: otherwise those of a short embedding
+    are differences of numbers as large as any, and what is left of them has few digits in any pass."""
 
     def __init__(self, seed: int, lead: tuple[int, ...], rows: int, hidden: int, classes: int, clusters: int) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -38,7 +40,10 @@ class Problem:
         directions = torch.cat([normalize(draw(clusters, hidden), dim=-1), draw(1, hidden) / hidden**0.5], -2)
         weights = draw(2 * hidden), draw(classes, hidden), draw(classes), directions, draw(1)
         self.weights = HeadWeights(*(x.float().double() for x in weights))
-        self.given = HeadCotangents(draw(rows, classes), draw(rows, hidden), draw(rows), draw(rows, clusters))
+        products = torch.stack([x.rows @ x.base.mT for x in self.wide])
+        lengths = (products + self.weights.hidden_bias[..., None, hidden:]).relu().norm(dim=-1, keepdim=True)
+        of_logits = draw(rows, clusters) * lengths.clamp(2**-12, 1)
+        self.given = HeadCotangents(draw(rows, classes), draw(rows, hidden), draw(rows), of_logits)
         self.of_rows = [m % 2 == 0 for m in range(lead[0])]
 
     def run(self, module: ModuleType | None, dtype: torch.dtype, absent: tuple[str, ...] = ()) -> Found:
