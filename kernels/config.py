@@ -91,14 +91,14 @@ def sinkhorn_launch(
     # ones by memory: two programs a multiprocessor (16 elements a thread, under 128 registers), each with two tiles of
     # 16 KiB on their way while a third is worked on; of two matrices, half as much of each. More programs would only
     # mean more partial sums, which every program of the next launch reads.
-    room = max(1, 2 * device.multiprocessors // problems)
-    small = ceil_div(n * block_k, 2048) <= 2 * room
+    room, small_room = (max(1, wave * device.multiprocessors // problems) for wave in (2, 4))
+    small = ceil_div(n * block_k, 2048) <= small_room
     elements = 2048 if small or with_prior else 4096
     block_n = max(1, elements // block_k)
     if ranked:
         block_n = min(block_n, 256)  # a row a thread: each is searched for in every chunk of scores
     tiles = ceil_div(n, block_n)
-    rows_per_part = ceil_div(tiles, min(tiles, 2 * room if small else room)) * block_n
+    rows_per_part = ceil_div(tiles, min(tiles, small_room if small else room)) * block_n
     parts = ceil_div(n, rows_per_part)
     block_parts = max(1, min(next_power_of_2(parts), elements // block_k))
     return SinkhornLaunch(False, block_n, block_k, 8, parts, rows_per_part, block_parts, stages=1 if small else 3)
