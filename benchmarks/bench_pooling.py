@@ -9,6 +9,7 @@ from benchmarks.work import Work, bench
 from case import ops
 
 B, T, C = 16, 750, 20
+LARGE = "a hundred times the size is as ten times: see the case without an index"
 
 
 @bench("topk_pool", peers=("eager torch", "torch.topk"), scales=(1, 10, 100), backward=True)
@@ -33,4 +34,30 @@ def test_topk_pool(scale: int) -> Work:
         sizes={"b": b, "t": T, "classes": C, "k": top},
         leaves=("values",),
         peers={"eager torch": by_sorting, "torch.topk": by_topk},
+    )
+
+
+@bench("topk_pool", peers=("torch.topk",), scales=(1, 10), backward=True, left_out=LARGE)
+def test_topk_pool_of_rows(scale: int) -> Work:
+    """Of two modalities at the distinct rows behind the samples, some 38 % of them, as in training."""
+    b, top, of_each = scale * B, T // 8, 285
+    torch.manual_seed(0)
+    index = torch.randint(of_each, (b, T)).sort(1).values + of_each * torch.arange(b).unsqueeze(1)
+
+    def by_topk(selector: Tensor, values: Tensor, index: Tensor) -> Tensor:
+        """Written out first."""
+        picked = selector.topk(top, dim=1, sorted=False).indices
+        return values[:, index].gather(2, picked.expand(2, -1, -1, -1)).mean(2)
+
+    return Work(
+        lambda selector, values, index: ops.topk_pool(selector, values, top, index=index),
+        {
+            "selector": torch.rand(b, T, C).argsort(1).float(),
+            "values": torch.randn(2, b * of_each, C),
+            "index": index,
+        },
+        moved=4 * C * (b * T + 2 * b * of_each + 2 * b) + index.nbytes,
+        sizes={"modalities": 2, "b": b, "t": T, "rows": b * of_each, "classes": C, "k": top},
+        leaves=("values",),
+        peers={"torch.topk": by_topk},
     )

@@ -273,27 +273,32 @@ def topk_cpu(
 ) -> None:
     """int64 indices (batch, k, c) of the k largest of each column of a selector (batch, t, c); see csrc/pooling.h."""
 
+_PoolForm = tuple[int, bool]  # copies, shared
+
 def pool_cpu(
     values: int,
-    indices: int,
-    copies: int,
+    rows: int,
+    form: _PoolForm,
     sizes: _Pool,
     pooled: int,
     dtype: Literal["float32", "float64"],
     num_threads: int = 0,
 ) -> None:
-    """Means (copies, batch, c) of values (copies, batch, t, c) at such indices."""
+    """Means (copies, batch, c) at rows (batch, k, c) of values (copies, batch, t, c) or, shared, (copies, t, c).
+
+    IndexError where a row is not in 0..t - 1.
+    """
 
 def pool_backward_cpu(
     cotangent: int,
-    indices: int,
-    copies: int,
+    rows: int,
+    form: _PoolForm,
     sizes: _Pool,
     gradient: int,
     dtype: Literal["float32", "float64"],
     num_threads: int = 0,
 ) -> None:
-    """Their gradient (copies, batch, t, c)."""
+    """Their gradient, in the shape of the values; likewise."""
 
 def rank_positions_cpu(
     scores: int,

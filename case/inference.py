@@ -54,7 +54,7 @@ def activate(heads: Heads, index: Tensor, cluster_labels: Tensor, settings: Sett
     # Everything is pointwise in time: computed once a row, then gathered.
     fused = fuse(heads.cas, heads.attention, h if settings.clustering else None)[index]
     k = max(1, index.shape[1] // settings.topk_divisor)
-    pooled = topk_pool(fused, heads.cas[:, index], k)
+    pooled = topk_pool(fused, heads.cas, k, index=index)
     scores = pooled.softmax(-1).mean(0)
     kept = scores >= settings.class_threshold
     best = torch.zeros_like(kept).scatter_(1, scores.argmax(1, keepdim=True), True)

@@ -47,15 +47,17 @@ def pseudo_labels(indices: Tensor, labels: Tensor, segments: int) -> Tensor:
     return (hits * (labels > 0).unsqueeze(-2)).amax(-1)
 
 
-def video_loss(cas: Tensor, attention: Tensor, labels: Tensor, settings: Settings, batch: int) -> tuple[Tensor, Tensor]:
+def video_loss(
+    cas: Tensor, attention: Tensor, index: Tensor, labels: Tensor, settings: Settings, batch: int
+) -> tuple[Tensor, Tensor]:
     """L_V on the top-k snippets of each class, a mean over ``batch`` videos; the same top-k's pseudo-labels.
 
-    cas (M, ..., B, T, C), attention (M, ..., B, T), labels (..., B, C) -> L_V (...) and g (..., B, T).
+    cas (M, L, C), attention (M, L), index (..., B, T) into L, labels (..., B, C) -> L_V (...) and g (..., B, T).
     """
-    segments = cas.shape[-2]
-    selector = fuse(cas.detach(), attention.detach())
+    segments = index.shape[-1]
+    selector = fuse(cas.detach(), attention.detach())[index]
     k = max(1, segments // settings.topk_divisor)
-    pooled, indices = topk_pool(selector, cas, k, return_indices=True)
+    pooled, indices = topk_pool(selector, cas, k, index=index, return_indices=True)
     target = labels / labels.sum(-1, keepdim=True) + 1e-10
     losses = soft_cross_entropy(pooled, target.expand_as(pooled), reduction="none")
     return losses.sum((0, -1)) / (cas.shape[0] * batch), pseudo_labels(indices, labels, segments)
@@ -94,9 +96,8 @@ def training_losses(
         ``Losses``; without ``settings.clustering`` the clustering losses are 0 and the cluster labels those given.
     """
     batch = index.shape[0] if batch is None else batch
-    cas, attention = heads.cas[:, index], heads.attention[:, index]
-    video, foreground = video_loss(cas, attention, labels, settings, batch)
-    attending = attention_loss(attention, foreground, settings.gce_q, batch)
+    video, foreground = video_loss(heads.cas, heads.attention, index, labels, settings, batch)
+    attending = attention_loss(heads.attention[:, index], foreground, settings.gce_q, batch)
     total = video + attending
     if not settings.clustering:
         zero = torch.zeros_like(video)

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -88,6 +90,14 @@ CASE_SIMD_CLONES void run_largest(const int64_t* keys, int64_t t, int64_t k, int
   largest(keys, t, k, places);
 }
 
+// Rows come from an index that a caller may have made or changed.
+CASE_INLINE int64_t checked(int64_t row, int64_t t) {
+  if (uint64_t(row) >= uint64_t(t)) {
+    throw std::out_of_range("row index " + std::to_string(row) + " is not in 0.." + std::to_string(t - 1));
+  }
+  return row;
+}
+
 template <typename T>
 struct Scratch {
   std::vector<Key<T>> keys;
@@ -118,49 +128,45 @@ void topk_cpu(const T* selector, const int64_t (&strides)[3], PoolSizes sizes, i
 }
 
 template <typename T>
-void pool_cpu(const T* values, const int64_t* indices, int64_t copies, PoolSizes sizes, T* pooled, int num_threads) {
-  const int64_t batch = sizes.batch, t = sizes.t, c = sizes.c, k = sizes.k;
+void pool_cpu(const T* values, const int64_t* rows, PoolValues form, PoolSizes sizes, T* pooled, int num_threads) {
+  const int64_t batch = sizes.batch, t = sizes.t, c = sizes.c, k = sizes.k, problems = form.copies * batch;
   const auto totals = [&] { return std::vector<double>(size_t(c)); };
-  const int threads = threads_worth(copies * batch * k * c, num_threads, kParallelPicks);
-  parallel_with(copies * batch, threads, totals, [&](auto& total, int64_t i) {
-    const T* from = values + i * t * c;
-    const int64_t* at = indices + i % batch * k * c;
+  const int threads = threads_worth(problems * k * c, num_threads, kParallelPicks);
+  parallel_with(problems, threads, totals, [&](auto& total, int64_t i) {
+    const T* from = values + i / form.readers(sizes) * t * c;
+    const int64_t* at = rows + i % batch * k * c;
     std::fill(total.begin(), total.end(), 0.0);
     for (int64_t place = 0; place < k; ++place) {
-      for (int64_t j = 0; j < c; ++j) total[size_t(j)] += from[at[place * c + j] * c + j];
+      for (int64_t j = 0; j < c; ++j) total[size_t(j)] += from[checked(at[place * c + j], t) * c + j];
     }
     for (int64_t j = 0; j < c; ++j) pooled[i * c + j] = T(total[size_t(j)] / double(k));
   });
 }
 
 template <typename T>
-void pool_backward_cpu(const T* cotangent, const int64_t* indices, int64_t copies, PoolSizes sizes, T* gradient,
+void pool_backward_cpu(const T* cotangent, const int64_t* rows, PoolValues form, PoolSizes sizes, T* gradient,
                        int num_threads) {
-  const int64_t batch = sizes.batch, t = sizes.t, c = sizes.c, k = sizes.k;
+  const int64_t t = sizes.t, c = sizes.c, k = sizes.k, matrices = form.matrices(sizes), readers = form.readers(sizes);
   const auto shares = [&] { return std::vector<T>(size_t(c)); };
-  const int threads = threads_worth(copies * batch * t * c, num_threads);
-  expect_to_fill(gradient, copies * batch * t * c);
-  parallel_with(copies * batch, threads, shares, [&](auto& share, int64_t i) {
-    T* to = gradient + i * t * c;
-    const int64_t* at = indices + i % batch * k * c;
+  const int threads = threads_worth(matrices * (t + readers * k) * c, num_threads);
+  expect_to_fill(gradient, matrices * t * c);
+  parallel_with(matrices, threads, shares, [&](auto& share, int64_t matrix) {
+    T* to = gradient + matrix * t * c;
     std::fill_n(to, t * c, T(0));
-    for (int64_t j = 0; j < c; ++j) share[size_t(j)] = cotangent[i * c + j] / T(k);
-    for (int64_t place = 0; place < k; ++place) {
-      for (int64_t j = 0; j < c; ++j) {
-        const int64_t row = at[place * c + j];  // the caller has had it in hand meanwhile
-        if (row < 0 || row >= t) {
-          throw std::out_of_range("time index " + std::to_string(row) + " is not in 0.." + std::to_string(t - 1));
-        }
-        to[row * c + j] = share[size_t(j)];
+    for (int64_t i = matrix * readers; i < (matrix + 1) * readers; ++i) {
+      const int64_t* at = rows + i % sizes.batch * k * c;
+      for (int64_t j = 0; j < c; ++j) share[size_t(j)] = cotangent[i * c + j] / T(k);
+      for (int64_t place = 0; place < k; ++place) {
+        for (int64_t j = 0; j < c; ++j) to[checked(at[place * c + j], t) * c + j] += share[size_t(j)];
       }
     }
   });
 }
 
-#define CASE_POOLING(T)                                                                           \
-  template void topk_cpu(const T*, const int64_t (&)[3], PoolSizes, int64_t*, int);               \
-  template void pool_cpu(const T*, const int64_t*, int64_t, PoolSizes, T*, int);                  \
-  template void pool_backward_cpu(const T*, const int64_t*, int64_t, PoolSizes, T*, int);
+#define CASE_POOLING(T)                                                                                   \
+  template void topk_cpu(const T*, const int64_t (&)[3], PoolSizes, int64_t*, int);                       \
+  template void pool_cpu(const T*, const int64_t*, PoolValues, PoolSizes, T*, int);                       \
+  template void pool_backward_cpu(const T*, const int64_t*, PoolValues, PoolSizes, T*, int);
 CASE_POOLING(float)
 CASE_POOLING(double)
 

@@ -16,13 +16,23 @@ struct PoolSizes {
 template <typename T>
 void topk_cpu(const T* selector, const int64_t (&strides)[3], PoolSizes sizes, int64_t* indices, int num_threads);
 
-// pooled (copies, batch, c): means of values (copies, batch, t, c) at indices (batch, k, c), all contiguous.
-template <typename T>
-void pool_cpu(const T* values, const int64_t* indices, int64_t copies, PoolSizes sizes, T* pooled, int num_threads);
+// Values (copies, batch, t, c); or (copies, t, c), in which a column may pick a row again, as any other may.
+struct PoolValues {
+  int64_t copies;
+  bool shared;  // by the whole batch
+  // Problems of (copies, batch) that read one matrix of values, and how many matrices there are.
+  int64_t readers(const PoolSizes& sizes) const { return shared ? sizes.batch : 1; }
+  int64_t matrices(const PoolSizes& sizes) const { return shared ? copies : copies * sizes.batch; }
+};
 
-// Its gradient: cotangent (copies, batch, c) -> gradient (copies, batch, t, c).
+// pooled (copies, batch, c): means of values at rows (batch, k, c), all contiguous. Both throw std::out_of_range where a
+// row is not in 0..t - 1.
 template <typename T>
-void pool_backward_cpu(const T* cotangent, const int64_t* indices, int64_t copies, PoolSizes sizes, T* gradient,
+void pool_cpu(const T* values, const int64_t* rows, PoolValues form, PoolSizes sizes, T* pooled, int num_threads);
+
+// Its gradient: cotangent (copies, batch, c) -> gradient, in the shape of values.
+template <typename T>
+void pool_backward_cpu(const T* cotangent, const int64_t* rows, PoolValues form, PoolSizes sizes, T* gradient,
                        int num_threads);
 
 }  // namespace case_wtal

@@ -99,19 +99,18 @@ class Share:
         Arguments as there; a process may have no samples at all.
         """
         dtype = accumulation_dtype(logits)
-        sampled = logits.to(dtype)[:, index]
-        fg = foreground.to(dtype)
+        logits, fg = logits.to(dtype), foreground.to(dtype)
         with torch.no_grad(), contact():
             scores, everywhere = self._gathered(torch.stack([attention.to(dtype)[index], fg], dim=1)).unbind(1)
             positions = rank_positions(scores, ranks)[self._mine()]
             # A prior as a matrix could underflow; its logarithm is a term of the logits.
             log_prior = log_position_prior(positions, 1 - cluster_labels[:, 0], sigma)
-            q = sinkhorn(ot_scale * sampled.mean(0) + log_prior, n_iters=n_iters, group=self.group)
-        scc = soft_cross_entropy(sampled, q.expand_as(sampled), reduction="sum") / scores.shape[0]
-
+            q = sinkhorn(ot_scale * logits.mean(0)[index] + log_prior, n_iters=n_iters, group=self.group)
         streams, rows, k = logits.shape
         columns = torch.cat([q, fg.unsqueeze(1), (1 - fg).unsqueeze(1)], dim=1)
         weights = torch.zeros(rows, k + 2, dtype=dtype, device=q.device).index_add_(0, index, columns)
+        scc = soft_cross_entropy(logits, weights[:, :k].expand_as(logits), reduction="sum") / scores.shape[0]
+
         local = prototypes(embeddings.to(dtype), weights.expand(streams, -1, -1), normalize="sum")
         z = normalize(GroupSum.apply(local, self.group), dim=-1)
         u = cosine_logits(z[:, :k], z[:, k:], scale=cosine_scale)

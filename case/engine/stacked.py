@@ -134,9 +134,10 @@ class StackedLearner:
         settings = [learner.settings for learner in self.learners]
         count, length = heads.attention.shape[1:]
         places = index + length * torch.arange(count, device=index.device)[:, None, None]
-        cas, attention = (part.flatten(1, 2)[:, places] for part in (heads.cas, heads.attention))
+        cas, of_rows = heads.cas.flatten(1, 2), heads.attention.flatten(1, 2)
         batch = index.shape[1]
-        video, foreground = video_loss(cas, attention, labels, settings[0], batch)
+        video, foreground = video_loss(cas, of_rows, places, labels, settings[0], batch)
+        attention = of_rows[:, places]
         if len({s.gce_q for s in settings}) == 1:
             attending = attention_loss(attention, foreground, settings[0].gce_q, batch)
         else:

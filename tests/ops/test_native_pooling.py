@@ -110,6 +110,35 @@ def test_threads_give_the_same_bits(draw, over_threads):
     over_threads(run)
 
 
+def test_threads_give_the_same_bits_of_rows(draw, over_threads):
+    selector, index = draw.normal(9, 1500, 21), draw.integers(0, 4000, 9, 1500)
+    values, cotangent = draw.normal(4, 4000, 21).float(), draw.normal(4, 9, 21)
+
+    def run() -> list[Tensor]:
+        leaf = values.clone().requires_grad_()
+        pooled, indices = ops.topk_pool(selector, leaf, 187, index=index, return_indices=True)
+        return [pooled, indices, *torch.autograd.grad(pooled, leaf, cotangent.float())]
+
+    over_threads(run)
+
+
+@pytest.mark.parametrize("row", [-1, 6, 10**12])
+def test_an_index_beyond_the_rows_is_an_error(draw, row):
+    index = draw.integers(0, 6, 2, 9)
+    index[1, 4] = row
+    with pytest.raises(IndexError, match=rf"row index {row} is not in 0\.\.5"):
+        ops.topk_pool(draw.normal(2, 9, 3), draw.normal(2, 6, 3), 9, index=index)
+
+
+def test_an_index_with_any_strides(draw):
+    selector, values, index = draw.normal(4, 20, 3), draw.normal(2, 6, 3), draw.integers(0, 6, 4, 20)
+    wanted = ops.topk_pool(selector, values, 5, index=index)
+    for laid in (index.T.contiguous().T, torch.stack([index, index], -1)[..., 1]):
+        assert torch.equal(ops.topk_pool(selector, values, 5, index=laid), wanted)
+    one = ops.topk_pool(selector, values, 5, index=index[:1].expand(4, 20))
+    assert torch.equal(one, ops.topk_pool(selector, values, 5, index=index[:1].repeat(4, 1)))
+
+
 def test_a_mean_of_many_keeps_its_digits(draw):
     selector, values = draw.normal(200_000, 2), (1e3 + draw.uniform(200_000, 2)).float()
     found = ops.topk_pool(selector, values, 150_000)

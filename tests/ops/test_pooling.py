@@ -67,6 +67,39 @@ def test_ties_pick_k_rows_of_the_best_values(draw, close, device):
 
 
 @pytest.mark.op("topk_pool")
+@pytest.mark.parametrize("copies", [(), (1,), (2,), (3, 2)], ids=str)
+@pytest.mark.parametrize("lead, rows", [((), 1), ((3,), 5), ((2, 2), 40), ((0,), 4)], ids=str)
+def test_values_at_the_rows_of_an_index(draw, close, device, lead, rows, copies):
+    """As of values that are written out; a row may be picked many times, by many, or never."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        selector, index = draw.distinct(*lead, 13, 4).to(dtype), draw.integers(0, rows, *lead, 13)
+        values = draw.normal(*copies, rows, 4).to(dtype)
+        given = selector.to(device), values.to(device)
+        pooled, indices = ops.topk_pool(*given, 5, index=index.to(device), return_indices=True)
+        wanted, best = by_loops(selector.expand(*copies, *selector.shape), values[..., index, :], 5)
+        assert pooled.dtype == dtype
+        close(pooled, wanted)
+        assert np.array_equal(indices.sort(dim=-2).values.numpy(force=True), best[(0,) * len(copies)])
+
+
+@pytest.mark.op("topk_pool")
+@pytest.mark.parametrize("copies", [(), (2,)], ids=str)
+def test_gradients_at_the_rows_of_an_index(draw, check_gradients, device, copies):
+    selector, index = draw.distinct(3, 9, 2), draw.integers(0, 4, 3, 9)
+
+    def pooled(values: Tensor) -> Tensor:
+        return ops.topk_pool(selector.to(values.device), values, 4, index=index.to(values.device))
+
+    values = draw.normal(*copies, 4, 2)
+    check_gradients(pooled, values)
+    leaf, cotangent = values.float().to(device).requires_grad_(), draw.normal(*copies, 3, 2).to(device)
+    (found,) = torch.autograd.grad(pooled(leaf), leaf, cotangent.float())
+    exact = values.to(device).requires_grad_()
+    written_out = ops.topk_pool(selector.to(device), exact[..., index.to(device), :], 4)
+    torch.testing.assert_close(found, torch.autograd.grad(written_out, exact, cotangent)[0].float())
+
+
+@pytest.mark.op("topk_pool")
 def test_gradients(draw, check_gradients, device):
     selector = draw.distinct(2, 7, 3)
     check_gradients(lambda v: ops.topk_pool(selector.to(v.device), v, 3), draw.normal(2, 7, 3))
@@ -78,6 +111,8 @@ def test_gradients(draw, check_gradients, device):
 def test_compiles(draw, check_compiles, device):
     selector, values = draw.distinct(2, 9, 3).float().to(device), draw.normal(2, 9, 3).float().to(device)
     check_compiles(lambda s, v: ops.topk_pool(s, v, 4, return_indices=True), selector, values.requires_grad_())
+    index, rows = draw.integers(0, 5, 2, 9).to(device), draw.normal(3, 5, 3).float().to(device)
+    check_compiles(lambda s, v, i: ops.topk_pool(s, v, 4, index=i), selector, rows.requires_grad_(), index)
 
 
 S = torch.zeros(4, 3)
@@ -90,6 +125,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"values": S.to("meta")}, ValueError, "values", "meta"),
     ({"k": 0}, ValueError, "k", "0"),
     ({"k": 5}, ValueError, "k", "5"),
+    ({"index": S}, TypeError, "index", "torch.float32"),
+    ({"index": torch.zeros(3).long()}, ValueError, "index", "(3,)"),
+    ({"index": torch.zeros(4).long().to("meta")}, ValueError, "index", "meta"),
+    ({"index": torch.zeros(4).long(), "values": torch.zeros(9, 2)}, ValueError, "values", "(9, 2)"),
+    ({"index": torch.zeros(4).long(), "values": torch.zeros(2, 0, 3)}, ValueError, "values", "(2, 0, 3)"),
 ]
 
 

@@ -110,7 +110,9 @@ def _prototypes_of_plan(draw: Any) -> list[tuple[Any, ...]]:
 
 
 def _pooling(draw: Any) -> list[tuple[Any, ...]]:
-    return [(draw.distinct(2, 6, 3), draw.normal(2, 6, 3), k) for k in (1, 4)]
+    selector, values = draw.distinct(2, 6, 3), draw.normal(2, 6, 3)
+    index = draw.integers(0, 6, 2, 6)
+    return [*((selector, values, k, None) for k in (1, 4)), *((selector, x, 3, index) for x in (values, values[0]))]
 
 
 def _soft(draw: Any) -> list[tuple[Any, ...]]:

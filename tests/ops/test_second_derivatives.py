@@ -50,8 +50,8 @@ def test_second_derivatives_are_those_of_the_reference(sample_arguments, device,
 def test_top_k_pooling_is_linear_in_its_values(draw, device, name):
     """So that only a cotangent with a graph has second derivatives."""
     selector, values = draw.normal(9, 4), draw.normal(2, 9, 4)
-    wanted = penalties(lambda x: _backend.reference(name)(selector, x, 3)[0], (values,), torch.device("cpu"))
-    found = penalties(lambda x: _backend.select(name, device)(selector.to(x), x, 3)[0], (values,), device)
+    wanted = penalties(lambda x: _backend.reference(name)(selector, x, 3, None)[0], (values,), torch.device("cpu"))
+    found = penalties(lambda x: _backend.select(name, device)(selector.to(x), x, 3, None)[0], (values,), device)
     assert wanted[1].any()
     for mine, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine.cpu(), other)

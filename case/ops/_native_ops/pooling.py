@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from case.ops._native_ops import _common
 from case.ops._native_ops._common import DTYPES, address
-from case.ops._registration import kernels_cannot
+from case.ops._registration import gradients_with_graph, kernels_cannot
 from case.ops.reference import pooling as reference
 from case.ops.reference._numerics import accumulation_dtype
 
 
-def topk_pool(selector: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    if values.shape[-selector.dim() :] != selector.shape:  # an error, in torch's words
-        return reference.topk_pool(selector, values, k)
+def topk_pool(selector: Tensor, values: Tensor, k: int, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    if index is None and values.shape[-selector.dim() :] != selector.shape:  # an error, in torch's words
+        return reference.topk_pool(selector, values, k, index)
     indices = _largest(selector, k)
+    shared = index is not None
+    rows = reference.rows_at(index, indices) if index is not None else indices
     if torch.is_grad_enabled() and values.requires_grad:
-        return _Mean.apply(values, indices), indices
-    return _mean(values, indices), indices
+        return _Mean.apply(values, rows, shared), indices
+    return _mean(values, rows, shared), indices
 
 
 def _largest(selector: Tensor, k: int) -> Tensor:
@@ -34,43 +39,45 @@ def _largest(selector: Tensor, k: int) -> Tensor:
     return indices
 
 
-def _mean(values: Tensor, indices: Tensor) -> Tensor:
+def _mean(values: Tensor, rows: Tensor, shared: bool) -> Tensor:
     dtype = accumulation_dtype(values)
-    given = values.to(dtype).contiguous()
-    pooled = given.new_empty((*values.shape[:-2], values.shape[-1]))
-    sizes = _sizes(values.shape, indices)
+    given, rows = values.to(dtype).contiguous(), rows.contiguous()
+    form, sizes, shape = _described(values.shape, rows, shared)
+    pooled = given.new_empty(shape)
     _common.module().pool_cpu(
-        address(given), address(indices), *sizes, address(pooled), DTYPES[dtype], torch.get_num_threads()
+        address(given), address(rows), form, sizes, address(pooled), DTYPES[dtype], torch.get_num_threads()
     )
     return pooled.to(values.dtype)
 
 
-def _sizes(shape: torch.Size, indices: Tensor) -> tuple[int, tuple[int, int, int, int]]:
-    """How many leading problems share one ranking, and (batch, t, c, k) of the ranking."""
-    shared = len(shape) - indices.dim()
-    return shape[:shared].numel(), (indices.shape[:-2].numel(), shape[-2], shape[-1], indices.shape[-2])
+def _described(
+    shape: torch.Size, rows: Tensor, shared: bool
+) -> tuple[tuple[int, bool], tuple[int, int, int, int], tuple[int, ...]]:
+    """What ``case._C`` is told of values of that shape and of rows (..., k, C), and the shape of their means."""
+    *lead, k, classes = rows.shape
+    copies = shape[:-2] if shared else shape[: len(shape) - rows.dim()]
+    return (copies.numel(), shared), (math.prod(lead), shape[-2], classes, k), (*copies, *lead, classes)
 
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values: Tensor, indices: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(indices)
-        ctx.shape, ctx.dtype = values.shape, values.dtype
-        return _mean(values, indices)
+    def forward(ctx, values: Tensor, rows: Tensor, shared: bool) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(rows)
+        ctx.shape, ctx.dtype, ctx.shared = values.shape, values.dtype, shared
+        return _mean(values, rows, shared)
 
     @staticmethod
-    def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        (indices,) = ctx.saved_tensors
+    def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        (rows,) = ctx.saved_tensors
         if kernels_cannot(cotangent):  # linear, so that the gradient hangs on the cotangent alone
-            k, everywhere = indices.shape[-2], (*ctx.shape[:-2], *indices.shape[-2:])
-            shares = (cotangent / k).unsqueeze(-2).expand(everywhere)
-            return cotangent.new_zeros(ctx.shape).scatter(-2, indices.expand(everywhere), shares), None
-        cotangent = cotangent.to(accumulation_dtype(cotangent)).contiguous()
+            nothing = torch.zeros(ctx.shape, dtype=ctx.dtype, requires_grad=True)
+            mean = partial(reference.mean_at, rows=rows, shared=ctx.shared)
+            return *gradients_with_graph(mean, (nothing,), (True,), cotangent), None, None
+        cotangent, rows = cotangent.to(accumulation_dtype(cotangent)).contiguous(), rows.contiguous()
         gradient = cotangent.new_empty(ctx.shape)
-        indices = indices.contiguous()
-        sizes = _sizes(ctx.shape, indices)
+        form, sizes, _ = _described(ctx.shape, rows, ctx.shared)
         _common.module().pool_backward_cpu(
-            address(cotangent), address(indices), *sizes, address(gradient), DTYPES[gradient.dtype],
+            address(cotangent), address(rows), form, sizes, address(gradient), DTYPES[gradient.dtype],
             torch.get_num_threads(),
         )  # fmt: skip
-        return gradient.to(ctx.dtype), None
+        return gradient.to(ctx.dtype), None, None

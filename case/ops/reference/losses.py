@@ -57,29 +57,30 @@ def clustering_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(L_C, L_R, R) from M modalities at distinct rows; ``index`` maps each of the N samples to its row.
 
-    Only (M, N, K) and narrower is ever gathered to the N samples: prototypes are sums over distinct rows with the
-    weights of their repeats added up. ``transport``, ``cross_entropy``, ``prototypes``, ``similarity``: the ops
-    ``sinkhorn``, ``soft_cross_entropy``, ``prototypes`` and ``cosine_logits``, by whom they may be; the second with
-    targets that broadcast, the third with weights that do.
+    Only the transport, whose prior ranks every sample, sees the N samples. The first cross entropy is linear in its
+    targets, prototypes in their weights: to both, repeats of a row are one row with their sum.
+
+    ``transport``, ``cross_entropy``, ``prototypes``, ``similarity``: the ops ``sinkhorn``, ``soft_cross_entropy``,
+    ``prototypes`` and ``cosine_logits``, by whom they may be; the second with targets that broadcast, the third with
+    weights that do.
     """
     dtype = accumulation_dtype(logits)
-    rows = logits.shape[-2]
+    logits = logits.to(dtype)
+    rows, k = logits.shape[-2:]
     if index is None:
         index = torch.arange(rows, device=logits.device)
-    sampled = logits.to(dtype)[:, index]
     with torch.no_grad():
         q = transport(
-            sampled.mean(0), None, attention.to(dtype)[index], 1 - cluster_labels[:, 0].to(dtype), sigma, ranks,
+            logits.mean(0)[index], None, attention.to(dtype)[index], 1 - cluster_labels[:, 0].to(dtype), sigma, ranks,
             None, None, None, ot_scale, n_iters, None,
         )  # fmt: skip
         fg = foreground.to(dtype)
         columns = torch.cat([q, fg.unsqueeze(1), (1 - fg).unsqueeze(1)], dim=1)
         weights = torch.zeros(rows, columns.shape[1], dtype=dtype, device=q.device).index_add_(0, index, columns)
         beta = torch.stack([fg.mean(), 1 - fg.mean()])
-    scc = cross_entropy(sampled, q).mean(1).sum()
+    scc = cross_entropy(logits, weights[:, :k]).sum() / len(q)
 
     z = prototypes(embeddings.to(dtype), weights, "l2")
-    k = q.shape[1]
     u = similarity(z[:, :k], z[:, k:], cosine_scale, False)
     with torch.no_grad():
         labels = transport(u.mean(0), None, None, None, 1.0, ranks, None, beta, None, ot_scale, n_iters, None)

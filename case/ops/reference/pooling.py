@@ -1,12 +1,27 @@
 """MIL pooling: the mean of values at the top-k of a selector over time (METHOD.md, Video classification)."""
 
+import torch
 from torch import Tensor
 
 from case.ops.reference._numerics import accumulation_dtype
 
 
-def topk_pool(selector: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def topk_pool(selector: Tensor, values: Tensor, k: int, index: Tensor | None) -> tuple[Tensor, Tensor]:
     indices = selector.topk(k, dim=-2).indices
-    everywhere = indices.expand(*values.shape[:-2], *indices.shape[-2:])
-    picked = values.to(accumulation_dtype(values)).gather(-2, everywhere)
-    return picked.mean(-2).to(values.dtype), indices
+    rows = indices if index is None else rows_at(index, indices)
+    return mean_at(values, rows, index is not None), indices
+
+
+def rows_at(index: Tensor, indices: Tensor) -> Tensor:
+    """The rows (..., k, C) behind time indices (..., k, C), by index (..., T)."""
+    return index.gather(-1, indices.flatten(-2)).view(indices.shape)
+
+
+def mean_at(values: Tensor, rows: Tensor, shared: bool) -> Tensor:
+    """Means at rows (..., k, C) of values (..., ..., T, C), or of values (..., L, C) which all of the rows share."""
+    given = values.to(accumulation_dtype(values))
+    if shared:
+        picked = given[..., rows, torch.arange(rows.shape[-1], device=rows.device)]
+    else:
+        picked = given.gather(-2, rows.expand(*values.shape[:-2], *rows.shape[-2:]))
+    return picked.mean(-2).to(values.dtype)
