@@ -233,9 +233,8 @@ def multiplies_bfloat16() -> bool:
     with them took 1.6 times as long as float32's with both conversions (Xeon without tiles); with AVX2 alone torch's
     loops take up to ten times as long.
     """
-    found: Mapping[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # younger than the oldest torch that this package takes
+    # Younger than the oldest torch that this package takes.
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     pairs = found.get("avx512_bf16", False) and "Intel" not in found.get("cpu_name", "")
     return bool(found.get("amx_bf16", False) or pairs or found.get("bf16", False))
 

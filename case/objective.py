@@ -42,9 +42,10 @@ def fuse(cas: Tensor, attention: Tensor, cluster_foreground: Tensor | None = Non
 
 def pseudo_labels(indices: Tensor, labels: Tensor, segments: int) -> Tensor:
     """g (..., T): 1 at the top-k positions (..., k, C) of any class present in labels (..., C), else 0."""
-    hits = torch.zeros(*indices.shape[:-2], segments, indices.shape[-1], device=indices.device)
-    hits.scatter_(-2, indices, 1.0)
-    return (hits * (labels > 0).unsqueeze(-2)).amax(-1)
+    nowhere = segments  # the place of what other classes picked
+    places = torch.where(labels.unsqueeze(-2) > 0, indices, nowhere).flatten(-2)
+    hits = torch.zeros(*indices.shape[:-2], segments + 1, device=indices.device)
+    return hits.scatter_(-1, places, 1.0)[..., :segments]
 
 
 def video_loss(
