@@ -9,7 +9,7 @@ from benchmarks.work import Work, bench
 from case import ops
 
 B, T, C = 16, 750, 20
-LARGE = "a hundred times the size is as ten times: see the case without an index"
+LARGE = "a hundred times as many videos are no batch: the rows of each are its own, as at ten times"
 
 
 @bench("topk_pool", peers=("eager torch", "torch.topk"), scales=(1, 10, 100), backward=True)

@@ -43,7 +43,7 @@ def fuse(cas: Tensor, attention: Tensor, cluster_foreground: Tensor | None = Non
 def pseudo_labels(indices: Tensor, labels: Tensor, segments: int) -> Tensor:
     """g (..., T): 1 at the top-k positions (..., k, C) of any class present in labels (..., C), else 0."""
     nowhere = segments  # the place of what other classes picked
-    places = indices.masked_fill(labels.unsqueeze(-2) <= 0, nowhere).flatten(-2)
+    places = indices.masked_fill(~(labels > 0).unsqueeze(-2), nowhere).flatten(-2)
     hits = torch.zeros(*indices.shape[:-2], segments + 1, device=indices.device)
     return hits.scatter_(-1, places, 1.0)[..., :segments]
 

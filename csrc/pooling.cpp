@@ -90,10 +90,11 @@ CASE_SIMD_CLONES void run_largest(const int64_t* keys, int64_t t, int64_t k, int
   largest(keys, t, k, places);
 }
 
-// Rows come from an index that a caller may have made or changed.
+// Rows come from an index that a caller has made, or may have changed meanwhile.
 CASE_INLINE int64_t checked(int64_t row, int64_t t) {
   if (uint64_t(row) >= uint64_t(t)) {
-    throw std::out_of_range("row index " + std::to_string(row) + " is not in 0.." + std::to_string(t - 1));
+    throw std::out_of_range("topk_pool: index must name rows 0.." + std::to_string(t - 1) + " of values, got " +
+                            std::to_string(row));
   }
   return row;
 }
@@ -133,7 +134,7 @@ void pool_cpu(const T* values, const int64_t* rows, PoolValues form, PoolSizes s
   const auto totals = [&] { return std::vector<double>(size_t(c)); };
   const int threads = threads_worth(problems * k * c, num_threads, kParallelPicks);
   parallel_with(problems, threads, totals, [&](auto& total, int64_t i) {
-    const T* from = values + i / form.readers(sizes) * t * c;
+    const T* from = values + form.matrix_of(i, sizes) * t * c;
     const int64_t* at = rows + i % batch * k * c;
     std::fill(total.begin(), total.end(), 0.0);
     for (int64_t place = 0; place < k; ++place) {
@@ -143,24 +144,56 @@ void pool_cpu(const T* values, const int64_t* rows, PoolValues form, PoolSizes s
   });
 }
 
+namespace {
+
+// Each row is picked once a column at most, so that shares are the gradient.
+template <typename T>
+void spread(const T* cotangent, const int64_t* rows, int64_t copies, PoolSizes sizes, T* gradient, int num_threads) {
+  const int64_t batch = sizes.batch, t = sizes.t, c = sizes.c, k = sizes.k;
+  const auto shares = [&] { return std::vector<T>(size_t(c)); };
+  parallel_with(copies * batch, threads_worth(copies * batch * t * c, num_threads), shares, [&](auto& share, int64_t i) {
+    T* to = gradient + i * t * c;
+    const int64_t* at = rows + i % batch * k * c;
+    std::fill_n(to, t * c, T(0));
+    for (int64_t j = 0; j < c; ++j) share[size_t(j)] = cotangent[i * c + j] / T(k);
+    for (int64_t place = 0; place < k; ++place) {
+      for (int64_t j = 0; j < c; ++j) to[checked(at[place * c + j], t) * c + j] = share[size_t(j)];
+    }
+  });
+}
+
+// Rows that many share, a few columns of a matrix at a time: no two threads add to the same.
+template <typename T>
+void add_up(const T* cotangent, const int64_t* rows, int64_t copies, PoolSizes sizes, T* gradient, int num_threads) {
+  const int64_t batch = sizes.batch, t = sizes.t, c = sizes.c, k = sizes.k, tiles = (c + kColumns - 1) / kColumns;
+  const auto sums = [&] { return std::vector<double>(size_t(t * kColumns)); };
+  const int threads = threads_worth(copies * (t + batch * k) * c, num_threads);
+  parallel_with(copies * tiles, threads, sums, [&](auto& sum, int64_t i) {
+    const int64_t copy = i / tiles, first = i % tiles * kColumns, columns = std::min(kColumns, c - first);
+    std::fill(sum.begin(), sum.end(), 0.0);
+    for (int64_t b = 0; b < batch; ++b) {
+      double share[kColumns];
+      for (int64_t j = 0; j < columns; ++j) share[j] = cotangent[(copy * batch + b) * c + first + j] / double(k);
+      for (int64_t place = 0; place < k; ++place) {
+        const int64_t* at = rows + (b * k + place) * c + first;
+        for (int64_t j = 0; j < columns; ++j) sum[size_t(checked(at[j], t) * kColumns + j)] += share[j];
+      }
+    }
+    for (int64_t row = 0; row < t; ++row) {
+      T* to = gradient + (copy * t + row) * c + first;
+      for (int64_t j = 0; j < columns; ++j) to[j] = T(sum[size_t(row * kColumns + j)]);
+    }
+  });
+}
+
+}  // namespace
+
 template <typename T>
 void pool_backward_cpu(const T* cotangent, const int64_t* rows, PoolValues form, PoolSizes sizes, T* gradient,
                        int num_threads) {
-  const int64_t t = sizes.t, c = sizes.c, k = sizes.k, matrices = form.matrices(sizes), readers = form.readers(sizes);
-  const auto shares = [&] { return std::vector<T>(size_t(c)); };
-  const int threads = threads_worth(matrices * (t + readers * k) * c, num_threads);
-  expect_to_fill(gradient, matrices * t * c);
-  parallel_with(matrices, threads, shares, [&](auto& share, int64_t matrix) {
-    T* to = gradient + matrix * t * c;
-    std::fill_n(to, t * c, T(0));
-    for (int64_t i = matrix * readers; i < (matrix + 1) * readers; ++i) {
-      const int64_t* at = rows + i % sizes.batch * k * c;
-      for (int64_t j = 0; j < c; ++j) share[size_t(j)] = cotangent[i * c + j] / T(k);
-      for (int64_t place = 0; place < k; ++place) {
-        for (int64_t j = 0; j < c; ++j) to[checked(at[place * c + j], t) * c + j] += share[size_t(j)];
-      }
-    }
-  });
+  expect_to_fill(gradient, form.copies * (form.shared ? 1 : sizes.batch) * sizes.t * sizes.c);
+  const auto run = form.shared ? add_up<T> : spread<T>;
+  run(cotangent, rows, form.copies, sizes, gradient, num_threads);
 }
 
 #define CASE_POOLING(T)                                                                                   \

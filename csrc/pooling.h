@@ -16,13 +16,12 @@ struct PoolSizes {
 template <typename T>
 void topk_cpu(const T* selector, const int64_t (&strides)[3], PoolSizes sizes, int64_t* indices, int num_threads);
 
-// Values (copies, batch, t, c); or (copies, t, c), in which a column may pick a row again, as any other may.
+// Values (copies, batch, t, c) of which a problem picks a row once a column; or, shared, (copies, t, c) for the whole
+// batch, of which rows may be picked repeatedly, by one problem or several. t is the number of rows in either.
 struct PoolValues {
   int64_t copies;
-  bool shared;  // by the whole batch
-  // Problems of (copies, batch) that read one matrix of values, and how many matrices there are.
-  int64_t readers(const PoolSizes& sizes) const { return shared ? sizes.batch : 1; }
-  int64_t matrices(const PoolSizes& sizes) const { return shared ? copies : copies * sizes.batch; }
+  bool shared;
+  int64_t matrix_of(int64_t problem, const PoolSizes& sizes) const { return shared ? problem / sizes.batch : problem; }
 };
 
 // pooled (copies, batch, c): means of values at rows (batch, k, c), all contiguous. Both throw std::out_of_range where a
@@ -30,7 +29,7 @@ struct PoolValues {
 template <typename T>
 void pool_cpu(const T* values, const int64_t* rows, PoolValues form, PoolSizes sizes, T* pooled, int num_threads);
 
-// Its gradient: cotangent (copies, batch, c) -> gradient, in the shape of values.
+// Its gradient: cotangent (copies, batch, c) -> gradient, in the shape of values; repeated picks are added up in double.
 template <typename T>
 void pool_backward_cpu(const T* cotangent, const int64_t* rows, PoolValues form, PoolSizes sizes, T* gradient,
                        int num_threads);

@@ -87,11 +87,11 @@ def sinkhorn_launch(
         block_n = max(1, min(16384 // block_k, next_power_of_2(ceil_div(n, 4))))
         rows_per_part = ceil_div(ceil_div(n, 2), block_n) * block_n
         return SinkhornLaunch(False, block_n, block_k, 4, ceil_div(n, rows_per_part), rows_per_part, 2)
-    # Small problems are bound by latency: one tile of 8 elements a thread for each program, one wave of programs. Large
-    # ones by memory: two programs a multiprocessor (16 elements a thread, under 128 registers), each with two tiles of
-    # 16 KiB on their way while a third is worked on; of two matrices, half as much of each. More programs would only
-    # mean more partial sums, which every program of the next launch reads.
-    room, small_room = (max(1, wave * device.multiprocessors // problems) for wave in (2, 4))
+    # Small problems are bound by latency: one tile of 8 elements a thread for each program, one wave of programs:
+    # four a multiprocessor. Large ones by memory: two programs a multiprocessor (16 elements a thread, under 128
+    # registers), each with two tiles of 16 KiB on their way while a third is worked on; of two matrices, half as much
+    # of each. More programs would only mean more partial sums, which every program of the next launch reads.
+    room, small_room = (max(1, programs * device.multiprocessors // problems) for programs in (2, 4))
     small = ceil_div(n * block_k, 2048) <= small_room
     elements = 2048 if small or with_prior else 4096
     block_n = max(1, elements // block_k)

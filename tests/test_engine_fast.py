@@ -24,6 +24,7 @@ from case.engine.sampling import batch_videos, position_key
 from case.engine.store import ResidentSplit, fitting_residence
 from case.engine.train import open_run, run_training
 from case.errors import CaseError
+from case.heads import multiplies_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -162,11 +163,22 @@ def test_bf16_products_keep_results_in_float32(seed: int) -> None:
     torch.testing.assert_close(train(learner(Learner, seed, given), half, 5), wanted, rtol=2e-2, atol=0)
 
 
-@pytest.mark.parametrize("capability, warned", [("AVX2", True), ("AVX512", False), ("DEFAULT", False)])
-def test_bf16_without_instructions_for_it_is_remarked_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], capability: str, warned: bool
+@pytest.mark.parametrize(
+    "capabilities, warned",
+    [
+        ({"avx2": True, "cpu_name": "AMD EPYC"}, True),
+        ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "Intel Xeon"}, True),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, False),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, False),
+        ({"neon": True, "bf16": True}, False),
+        ({"neon": True, "bf16": False}, True),
+    ],
+)
+def test_bf16_that_is_no_faster_is_remarked_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], capabilities: dict[str, Any], warned: bool
 ) -> None:
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr("case.engine.precision.multiplies_bfloat16", multiplies_bfloat16.__wrapped__)
     set_products("fp32", CPU)
     assert not capsys.readouterr().err
     set_products("bf16", CPU)

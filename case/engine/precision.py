@@ -25,6 +25,6 @@ def set_products(precision: Precision, device: torch.device) -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     if precision == "bf16" and device.type == "cpu" and not multiplies_bfloat16():
         console.warn(
-            "this CPU has no bfloat16 products and multiplies the rounded numbers in float32, which is no faster; "
-            "use --precision fp32"
+            "bfloat16 products are no faster than float32's on this CPU, which multiplies the rounded numbers in "
+            "float32; use --precision fp32"
         )

@@ -32,7 +32,8 @@ def topk_pool(
             ``index`` (..., L, C): rows that all of selector's leading dimensions pick from.
         k: 1 <= k <= T.
         index: (..., T) int64 from 0 to L - 1, the row of values behind each of selector's time steps, so that values of
-            repeated samples need not be written out.
+            repeated samples need not be written out. Others are an IndexError on a CPU, where they are picked; plain
+            torch counts negative ones from the end.
         return_indices: also return the int64 time indices, the shape of selector with k for T, in no particular order.
 
     Returns:
@@ -52,7 +53,7 @@ def topk_pool(
         check.same_device(op, "index", index, "values", values)
         check.shape(op, "values", values, (*values.shape[:-1], selector.shape[-1]), "to match selector")
         if values.shape[-2] == 0 and index.numel() > 0:
-            raise ValueError(f"{op}: values must have the rows that index names, got shape {check.show(values.shape)}")
+            raise ValueError(f"{op}: values must have at least one row for index, got shape {check.show(values.shape)}")
     check.whole(op, "k", k, 0)
     if not 1 <= k <= selector.shape[-2]:
         raise ValueError(f"{op}: k must lie in 1..T = {selector.shape[-2]}, got {k!r}")

@@ -16,6 +16,8 @@ from case.ops import _backend
 pytestmark = pytest.mark.skipif("native/cpu" not in _backend.table()["topk_pool"], reason="no native module")
 Op = Callable[..., Tensor]
 
+INDEX = torch.tensor([0, 0, 1, 2, 2, 2, 4, 4, 4])
+
 OPS: dict[str, tuple[Op, tuple[tuple[int, ...], ...]]] = {
     "soft_cross_entropy": (
         lambda x, t: ops.soft_cross_entropy(x, t.softmax(-1), reduction="none"),
@@ -36,6 +38,7 @@ OPS: dict[str, tuple[Op, tuple[tuple[int, ...], ...]]] = {
         for normalize in ("mean", "l2", "sum")
     },
     "topk_pool": (lambda x, v: ops.topk_pool(x, v, 3), ((9, 4), (2, 9, 4))),
+    "topk_pool_of_rows": (lambda x, v: ops.topk_pool(x, v, 3, index=INDEX), ((9, 4), (2, 5, 4))),
     "temporal_iou": (lambda a, b: ops.temporal_iou(a.cumsum(-1), b.cumsum(-1)), ((2, 5, 2), (2, 3, 2))),
 }
 
@@ -115,8 +118,23 @@ def test_registered_ops_take_what_the_reference_takes(draw):
     ):
         found, wanted = both(call)
         torch.testing.assert_close(found, wanted)
-    with ops.backend("native"), pytest.raises((IndexError, RuntimeError)):
-        torch.ops.case.topk_pool(long, short, 2, None)
+    selector, index = draw.normal(2, 9, 4), draw.integers(0, 6, 2, 9)
+    for values, given in ((draw.normal(6, 5), index), (draw.normal(6, 4), index.int()), (draw.normal(6, 4), index[:1])):
+        results = []
+        for name in ("native", "reference"):
+            with ops.backend(name):
+                try:
+                    results.append(torch.ops.case.topk_pool(selector, values, 2, given)[0])
+                except (IndexError, RuntimeError):
+                    results.append(None)
+        torch.testing.assert_close(*results)
+    with ops.backend("native"):
+        for call in (
+            lambda: torch.ops.case.topk_pool(long, short, 2, None),
+            lambda: torch.ops.case.topk_pool(draw.normal(2, 9, 2000), draw.normal(2, 6, 3), 2, index),
+        ):
+            with pytest.raises((IndexError, RuntimeError)):
+                call()
 
 
 def test_an_index_changed_behind_autograds_back_is_an_error(draw):
@@ -124,5 +142,5 @@ def test_an_index_changed_behind_autograds_back_is_an_error(draw):
     with ops.backend("native"):
         pooled, indices = ops.topk_pool(values, values, 3, return_indices=True)
         indices.numpy()[0, 0] = 10**9
-        with pytest.raises(IndexError, match="row index"):
+        with pytest.raises(IndexError, match="must name rows"):
             pooled.sum().backward()

@@ -126,7 +126,7 @@ def test_threads_give_the_same_bits_of_rows(draw, over_threads):
 def test_an_index_beyond_the_rows_is_an_error(draw, row):
     index = draw.integers(0, 6, 2, 9)
     index[1, 4] = row
-    with pytest.raises(IndexError, match=rf"row index {row} is not in 0\.\.5"):
+    with pytest.raises(IndexError, match=rf"topk_pool: index must name rows 0\.\.5 of values, got {row}"):
         ops.topk_pool(draw.normal(2, 9, 3), draw.normal(2, 6, 3), 9, index=index)
 
 
@@ -145,3 +145,12 @@ def test_a_mean_of_many_keeps_its_digits(draw):
     with ops.backend("reference"):
         wanted = ops.topk_pool(selector, values.double(), 150_000)
     assert ((found - wanted).abs() / wanted).max() <= 1e-7
+
+
+def test_a_row_that_many_picks_share_keeps_its_digits(draw):
+    values, index = draw.normal(2, 3).float().requires_grad_(), torch.zeros(40, 3_000, dtype=torch.int64)
+    pooled = ops.topk_pool(draw.normal(40, 3_000, 3), values, 2_999, index=index)
+    cotangent = draw.uniform(40, 3).float()
+    (found,) = torch.autograd.grad(pooled, values, cotangent)
+    torch.testing.assert_close(found[0], cotangent.double().sum(0).float(), rtol=2e-7, atol=0)
+    assert not found[1].any()

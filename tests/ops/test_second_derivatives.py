@@ -47,14 +47,22 @@ def test_second_derivatives_are_those_of_the_reference(sample_arguments, device,
 
 
 @pytest.mark.op("topk_pool")
-def test_top_k_pooling_is_linear_in_its_values(draw, device, name):
+@pytest.mark.parametrize("indexed", [False, True])
+def test_top_k_pooling_is_linear_in_its_values(draw, device, name, indexed):
     """So that only a cotangent with a graph has second derivatives."""
-    selector, values = draw.normal(9, 4), draw.normal(2, 9, 4)
-    wanted = penalties(lambda x: _backend.reference(name)(selector, x, 3, None)[0], (values,), torch.device("cpu"))
-    found = penalties(lambda x: _backend.select(name, device)(selector.to(x), x, 3, None)[0], (values,), device)
+    selector, values = draw.normal(9, 4), draw.normal(2, 5 if indexed else 9, 4)
+    index = draw.integers(0, 5, 9) if indexed else None
+    here = None if index is None else index.to(device)
+    wanted = penalties(lambda x: _backend.reference(name)(selector, x, 3, index)[0], (values,), torch.device("cpu"))
+    found = penalties(lambda x: _backend.select(name, device)(selector.to(x), x, 3, here)[0], (values,), device)
     assert wanted[1].any()
     for mine, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine.cpu(), other)
+    leaf, cotangents = values.to(device).requires_grad_(), draw.normal(6, 2, 4).to(device)
+    pooled = _backend.select(name, device)(selector.to(device), leaf, 3, here)[0]
+    (batched,) = torch.autograd.grad(pooled, leaf, cotangents, is_grads_batched=True, retain_graph=True)
+    for mine, cotangent in zip(batched, cotangents, strict=True):
+        torch.testing.assert_close(mine, torch.autograd.grad(pooled, leaf, cotangent, retain_graph=True)[0])
 
 
 @pytest.mark.op("cosine_logits", "prototypes", "soft_cross_entropy", "sinkhorn")

@@ -16,7 +16,12 @@ from case.ops.reference._numerics import accumulation_dtype
 
 
 def topk_pool(selector: Tensor, values: Tensor, k: int, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    if index is None and values.shape[-selector.dim() :] != selector.shape:  # an error, in torch's words
+    if index is None:
+        fits = values.shape[-selector.dim() :] == selector.shape
+    else:
+        alike = index.shape == selector.shape[:-1] and values.shape[-1] == selector.shape[-1]
+        fits = alike and index.dtype == torch.int64 and values.shape[-2] > 0
+    if not fits:  # torch's result, or an error in its words
         return reference.topk_pool(selector, values, k, index)
     indices = _largest(selector, k)
     shared = index is not None

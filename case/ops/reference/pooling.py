@@ -18,7 +18,10 @@ def rows_at(index: Tensor, indices: Tensor) -> Tensor:
 
 
 def mean_at(values: Tensor, rows: Tensor, shared: bool) -> Tensor:
-    """Means at rows (..., k, C) of values (..., ..., T, C), or of values (..., L, C) which all of the rows share."""
+    """Means at rows (..., k, C) of values (..., T, C), with more leading dimensions or as many.
+
+    shared: of values (..., L, C), which all leading dimensions of the rows share.
+    """
     given = values.to(accumulation_dtype(values))
     if shared:
         picked = given[..., rows, torch.arange(rows.shape[-1], device=rows.device)]
