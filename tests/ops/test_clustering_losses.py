@@ -74,7 +74,7 @@ def test_values_and_gradients(draw, close, gradient_sizes, device, sizes, ranks)
         if dtype == torch.bfloat16:
             continue  # rounded attention ranks other rows first: another problem
         for got, value in zip(found, expected, strict=True):
-            close(got, value, tolerance)
+            close(got, value, tolerance, floor=1.0)  # a small loss is a difference of logits of up to 10
         gradients = torch.autograd.grad([found.scc, found.ccc], leaves, [c.to(found.scc) for c in cotangents])
         for got, value, size in zip(gradients, wanted, usual, strict=True):
             close(got, value, tolerance * 10, floor=max(1e-2, size))
