@@ -182,18 +182,18 @@ CASE_INLINE void generalized_gradient_tile(const Tile<T>& tile, double q, const 
 }
 
 // target_clones wants plain functions, not templates.
-#define CASE_LOSS_CLONES(T)                                                                        \
-  CASE_SIMD_CLONES void run_soft(const Tile<T>& tile, T* losses) {                                 \
-    tile.k == 16 ? soft_tile<T, 16>(tile, losses) : soft_tile<T, 0>(tile, losses);                 \
-  }                                                                                                \
-  CASE_SIMD_CLONES void run_soft(const Tile<T>& tile, const TileGradients<T>& to) {                \
-    tile.k == 16 ? soft_gradient_tile<T, 16>(tile, to) : soft_gradient_tile<T, 0>(tile, to);       \
-  }                                                                                                \
-  CASE_SIMD_CLONES void run_generalized(const Tile<T>& tile, double q, T* losses) {                \
-    generalized_tile(tile, q, losses);                                                             \
-  }                                                                                                \
-  CASE_SIMD_CLONES void run_generalized(const Tile<T>& tile, double q, const TileGradients<T>& to) { \
-    generalized_gradient_tile(tile, q, to);                                                        \
+#define CASE_LOSS_CLONES(T)                                                                             \
+  CASE_SIMD_CLONES_32 void run_soft(const Tile<T>& tile, T* losses) {                                   \
+    tile.k == 16 ? soft_tile<T, 16>(tile, losses) : soft_tile<T, 0>(tile, losses);                      \
+  }                                                                                                     \
+  CASE_SIMD_CLONES_32 void run_soft(const Tile<T>& tile, const TileGradients<T>& to) {                  \
+    tile.k == 16 ? soft_gradient_tile<T, 16>(tile, to) : soft_gradient_tile<T, 0>(tile, to);            \
+  }                                                                                                     \
+  CASE_SIMD_CLONES_32 void run_generalized(const Tile<T>& tile, double q, T* losses) {                  \
+    generalized_tile(tile, q, losses);                                                                  \
+  }                                                                                                     \
+  CASE_SIMD_CLONES_32 void run_generalized(const Tile<T>& tile, double q, const TileGradients<T>& to) { \
+    generalized_gradient_tile(tile, q, to);                                                             \
   }
 CASE_LOSS_CLONES(float)
 CASE_LOSS_CLONES(double)

@@ -29,16 +29,16 @@ CASE_INLINE void decay_stretch(const T* segments, double* keys, int64_t count, T
   }
 }
 
-CASE_SIMD_CLONES void decay(const float* segments, double* keys, int64_t count, float s, float e,
-                            float offset, bool gaussian, double inverse_sigma, float threshold) {
+CASE_SIMD_CLONES_32 void decay(const float* segments, double* keys, int64_t count, float s, float e,
+                               float offset, bool gaussian, double inverse_sigma, float threshold) {
   decay_stretch(segments, keys, count, s, e, offset, gaussian, inverse_sigma, threshold);
 }
-CASE_SIMD_CLONES void decay(const double* segments, double* keys, int64_t count, double s, double e,
-                            double offset, bool gaussian, double inverse_sigma, double threshold) {
+CASE_SIMD_CLONES_32 void decay(const double* segments, double* keys, int64_t count, double s, double e,
+                               double offset, bool gaussian, double inverse_sigma, double threshold) {
   decay_stretch(segments, keys, count, s, e, offset, gaussian, inverse_sigma, threshold);
 }
 
-CASE_SIMD_CLONES double largest(const double* keys, int64_t count) {
+CASE_SIMD_CLONES_32 double largest(const double* keys, int64_t count) {
   double lanes[8];
   for (double& lane : lanes) lane = kPicked;
   int64_t i = 0;
@@ -50,7 +50,7 @@ CASE_SIMD_CLONES double largest(const double* keys, int64_t count) {
   return lanes[0];
 }
 
-CASE_SIMD_CLONES int32_t lowest_slot(const double* keys, const int32_t* slots, int64_t count, double key) {
+CASE_SIMD_CLONES_32 int32_t lowest_slot(const double* keys, const int32_t* slots, int64_t count, double key) {
   int32_t lowest = INT32_MAX;
   for (int64_t i = 0; i < count; ++i) {
     const int32_t slot = keys[i] == key ? slots[i] : INT32_MAX;

@@ -47,14 +47,14 @@ CASE_INLINE void scale_by(T factor, int64_t count, T* out) {
   for (int64_t i = 0; i < count; ++i) out[i] *= factor;
 }
 
-#define CASE_RANK_CLONES(T)                                                                                     \
-  CASE_SIMD_CLONES T least_of(const T* p, const T* c, int64_t rows, int64_t k) {                                \
-    return smallest_square(p, c, rows, k);                                                                      \
-  }                                                                                                             \
-  CASE_SIMD_CLONES double fill(const T* p, const T* c, T inverse, T least, int64_t rows, int64_t k, T* out) {   \
-    return weights(p, c, inverse, least, rows, k, out);                                                         \
-  }                                                                                                             \
-  CASE_SIMD_CLONES void scale_all(T factor, int64_t count, T* out) { scale_by(factor, count, out); }
+#define CASE_RANK_CLONES(T)                                                                                      \
+  CASE_SIMD_CLONES_32 T least_of(const T* p, const T* c, int64_t rows, int64_t k) {                              \
+    return smallest_square(p, c, rows, k);                                                                       \
+  }                                                                                                              \
+  CASE_SIMD_CLONES_32 double fill(const T* p, const T* c, T inverse, T least, int64_t rows, int64_t k, T* out) { \
+    return weights(p, c, inverse, least, rows, k, out);                                                          \
+  }                                                                                                              \
+  CASE_SIMD_CLONES_32 void scale_all(T factor, int64_t count, T* out) { scale_by(factor, count, out); }
 CASE_RANK_CLONES(float)
 CASE_RANK_CLONES(double)
 

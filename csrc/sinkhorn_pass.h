@@ -139,13 +139,13 @@ template <typename T>
 void run_chunk(const Tiles<T>& tiles, const RowStep<T>& step, int64_t chunk);
 
 // Vector clones are plain functions: one for each step and type, which chooses the number of columns.
-#define CASE_SINKHORN_CLONES(Step, T, body)                                                    \
-  CASE_SIMD_CLONES void clone(const Tiles<T>& tiles, const Step<T>& step, int64_t chunk) {     \
-    switch (tiles.grid.k) {                                                                    \
-      case 16: return body<T, 16>(tiles, step, chunk);                                         \
-      case 128: return body<T, 128>(tiles, step, chunk);                                       \
-      default: return body<T, 0>(tiles, step, chunk);                                          \
-    }                                                                                          \
+#define CASE_SINKHORN_CLONES(Step, T, body)                                                   \
+  CASE_SIMD_CLONES_32 void clone(const Tiles<T>& tiles, const Step<T>& step, int64_t chunk) { \
+    switch (tiles.grid.k) {                                                                   \
+      case 16: return body<T, 16>(tiles, step, chunk);                                        \
+      case 128: return body<T, 128>(tiles, step, chunk);                                      \
+      default: return body<T, 0>(tiles, step, chunk);                                         \
+    }                                                                                         \
   }
 #define CASE_SINKHORN_STEP(Step, body)                                                         \
   namespace {                                                                                  \
