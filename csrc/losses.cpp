@@ -139,9 +139,12 @@ template <typename T, typename Pow>
 CASE_INLINE double terms_of(const T* p, const T* t, int64_t k, const Pow& pow) {
   double terms = 0;
   each_block<0>(k, [&](int64_t first, int64_t count) CASE_INLINE_LAMBDA {
-    T sum = 0;
+    // gcc vectorises no sum of powers, but the powers, and the sum.
+    T found[kBlock], sum = 0;
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) found[j] = t[first + j] * (T(1) - pow(p[first + j] + T(kEps)));
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = first; j < first + count; ++j) sum += t[j] * (T(1) - pow(p[j] + T(kEps)));
+    for (int64_t j = 0; j < count; ++j) sum += found[j];
     terms += sum;
   });
   return terms;
