@@ -78,9 +78,9 @@ void bind_pooling(py::module_& module) {
              "int64 indices (batch, k, c) of the k largest of each column of a selector (batch, t, c).");
   module.def("pool_cpu", &pool, py::arg("values"), py::arg("rows"), py::arg("form"), py::arg("sizes"),
              py::arg("pooled"), py::arg("dtype"), py::arg("num_threads") = 0,
-             "Means (copies, batch, c) at rows (batch, k, c) of values (copies, batch, t, c) or, shared, (copies, t, c).");
-  module.def("pool_backward_cpu", &pool_backward, py::arg("cotangent"), py::arg("rows"), py::arg("form"), py::arg("sizes"),
-             py::arg("gradient"), py::arg("dtype"), py::arg("num_threads") = 0,
+             "Means (copies, batch, c) at rows (batch, k, c) of values (copies, batch, t, c); shared: (copies, t, c).");
+  module.def("pool_backward_cpu", &pool_backward, py::arg("cotangent"), py::arg("rows"), py::arg("form"),
+             py::arg("sizes"), py::arg("gradient"), py::arg("dtype"), py::arg("num_threads") = 0,
              "Their gradient, in the shape of the values.");
 }
 

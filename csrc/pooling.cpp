@@ -151,7 +151,8 @@ template <typename T>
 void spread(const T* cotangent, const int64_t* rows, int64_t copies, PoolSizes sizes, T* gradient, int num_threads) {
   const int64_t batch = sizes.batch, t = sizes.t, c = sizes.c, k = sizes.k;
   const auto shares = [&] { return std::vector<T>(size_t(c)); };
-  parallel_with(copies * batch, threads_worth(copies * batch * t * c, num_threads), shares, [&](auto& share, int64_t i) {
+  const int threads = threads_worth(copies * batch * t * c, num_threads);
+  parallel_with(copies * batch, threads, shares, [&](auto& share, int64_t i) {
     T* to = gradient + i * t * c;
     const int64_t* at = rows + i % batch * k * c;
     std::fill_n(to, t * c, T(0));

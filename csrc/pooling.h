@@ -24,12 +24,12 @@ struct PoolValues {
   int64_t matrix_of(int64_t problem, const PoolSizes& sizes) const { return shared ? problem / sizes.batch : problem; }
 };
 
-// pooled (copies, batch, c): means of values at rows (batch, k, c), all contiguous. Both throw std::out_of_range where a
-// row is not in 0..t - 1.
+// pooled (copies, batch, c): means of values at rows (batch, k, c), all contiguous. Both throw std::out_of_range where
+// a row is not in 0..t - 1.
 template <typename T>
 void pool_cpu(const T* values, const int64_t* rows, PoolValues form, PoolSizes sizes, T* pooled, int num_threads);
 
-// Its gradient: cotangent (copies, batch, c) -> gradient, in the shape of values; repeated picks are added up in double.
+// Its gradient: cotangent (copies, batch, c) -> gradient, in the shape of values; repeated picks add up in double.
 template <typename T>
 void pool_backward_cpu(const T* cotangent, const int64_t* rows, PoolValues form, PoolSizes sizes, T* gradient,
                        int num_threads);

@@ -16,7 +16,7 @@
 #if !defined(CASE_NO_SIMD_CLONES) && defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && \
     __GNUC__ >= 12 && !defined(__clang__)
 #define CASE_SIMD_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-// Of loops over exponentials, logarithms and short rows: with vectors of 64 bytes gcc takes 1.1 to 1.9 times as long for
+// Of loops over exponentials, logarithms and short rows: with vectors of 64 bytes gcc takes up to 1.9 times as long for
 // them as with 32, on a Xeon with AVX-512, where wide products, IoU and its gradient gain as much and more.
 #define CASE_SIMD_CLONES_32 __attribute__((target_clones("default", "arch=x86-64-v3")))
 #else

@@ -4,8 +4,8 @@ Rows, network, pooling, classification losses and Adam take all runs at once, wh
 method's size is many short launches. ``clustering_losses`` is called run by run: fused, it is 8 launches forward and 1
 backward, 9 R in all, and reads the embeddings once in each direction. The same chain composed of ops with leading
 dimensions (gathers, Sinkhorn, weights, prototypes, cosine, losses, means, and the gradients of all of them) takes an
-estimated 70 to 80 whatever R is, and passes over the embeddings several times. So the loop has
-fewer launches up to about eight runs, and less memory traffic for any number; none of it has been timed on a GPU.
+estimated 70 to 80 whatever R is, and passes over the embeddings several times. So the loop has fewer launches up to
+about eight runs, and less memory traffic for any number; none of it has been timed on a GPU.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ def topk_pool(selector: Tensor, values: Tensor, k: int, index: Tensor | None) ->
     if not fits:  # torch's result, or an error in its words
         return reference.topk_pool(selector, values, k, index)
     indices = _largest(selector, k)
-    shared = index is not None
-    rows = reference.rows_at(index, indices) if index is not None else indices
+    rows, shared = (indices, False) if index is None else (reference.rows_at(index, indices), True)
     if torch.is_grad_enabled() and values.requires_grad:
         return _Mean.apply(values, rows, shared), indices
     return _mean(values, rows, shared), indices
